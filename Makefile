@@ -1,0 +1,47 @@
+# Everything a fresh machine needs is Python 3.11 or newer, make and a package index.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+TIMEOUT := $(shell command -v timeout)
+
+.PHONY: help compare test lab monolith microservices outputs clean
+
+help:  ## list what make can do
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
+
+compare: $(INSTALLED)  ## start both architectures, ask both, print the table, write results/
+	$(BIN)/chatbot-compare
+
+test: $(INSTALLED)  ## everything that CI runs
+	$(BIN)/python tests/check_sync.py
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python tests/browser.py
+	$(BIN)/chatbot-fetch
+	$(if $(TIMEOUT),timeout 1200) $(BIN)/nbdev_test --skip_file_re '^1' --n_workers 2
+	$(BIN)/pytest
+
+lab: $(INSTALLED)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+monolith: $(INSTALLED)  ## run the monolith until Ctrl-C
+	$(BIN)/chatbot-fetch
+	$(BIN)/chatbot-launch monolith
+
+microservices: $(INSTALLED)  ## run backend and front end until Ctrl-C
+	$(BIN)/chatbot-fetch
+	$(BIN)/chatbot-launch microservices
+
+outputs: $(INSTALLED)  ## run all notebooks and keep their outputs, export, clean
+	$(BIN)/jupyter execute --inplace --timeout=900 nbs/*.ipynb
+	cd nbs && ../$(BIN)/nbdev_export && ../$(BIN)/nbdev_clean
+
+clean:  ## remove the virtual environment and what tools left; keep the fetched model
+	rm -rf .venv .pytest_cache .ruff_cache *.egg-info nbs/.last_checked
+	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
