@@ -12,7 +12,7 @@ import sys
 import threading
 
 # %% ../nbs/06a_guard.ipynb #stop-when-orphaned
-STOP_GRACE_S = 10
+STOP_GRACE_S = 5
 
 
 def stop_when_orphaned(server: subprocess.Popen[bytes]) -> None:

@@ -143,14 +143,16 @@ def answer_question(respond: Respond, user_input: str) -> None:
     history = st.session_state.conversation_history
     key = f"{st.session_state.conversation_id}-{len(history['generated_responses'])}"
     display_message(user_input, is_user=True, key=f"{key}-user")
-    with report_errors(user_input), st.spinner("Writing a reply ..."):
+    place = st.empty()  # takes the place of the last reply that was drawn here, at once
+    with report_errors(user_input), place, st.spinner("Writing a reply ..."):
         reply = respond(
             list(history["past_user_inputs"]), list(history["generated_responses"]), user_input
         )
         history["past_user_inputs"].append(user_input)
         history["generated_responses"].append(reply.text)
         st.session_state.turns_left_out = reply.turns_left_out
-    display_message(reply.text, is_user=False, key=key)
+    with place:
+        display_message(reply.text, is_user=False, key=key)
 
 # %% ../nbs/01_utils.ipynb #ask-box
 MAX_QUESTION_CHARS = 10_000

@@ -1,0 +1,53 @@
+"""Blenderbot answers as the article's transformers 4.28.1 pipeline did, turn by turn."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+import chatbot_arch.engine as engine
+import chatbot_arch.launch as launch
+import chatbot_arch.settings as settings
+
+FIXTURE = Path(__file__).parent / "blenderbot-tiny"
+TALKS = json.loads((FIXTURE / "conversations.json").read_text(encoding="utf-8"))
+TURNS = list(itertools.chain.from_iterable(TALKS))
+FIELDS = ("past_user_inputs", "generated_responses", "user_input")
+
+
+@pytest.fixture(scope="module")
+def blenderbot() -> engine.Engine:
+    return engine.load_engine(settings.Settings(model=str(FIXTURE / "model")))
+
+
+@pytest.fixture(scope="module")
+def backend_url() -> Iterator[str]:
+    with launch.start("microservices", {"CHATBOT_MODEL": str(FIXTURE / "model")}) as app:
+        yield app.wait_until_ready(120).servers[0].url
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=range(len(TURNS)))
+def test_engine_feeds_and_replies_as_recorded(blenderbot: engine.Engine, turn: dict) -> None:
+    conversation = engine.to_conversation(*(turn[field] for field in FIELDS))
+    assert blenderbot.input_ids(conversation) == turn["input_ids"]
+    assert engine.complete(blenderbot, conversation) == (turn["reply"], 0)
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=range(len(TURNS)))
+def test_backend_replies_as_recorded(backend_url: str, turn: dict) -> None:
+    body = {field: turn[field] for field in FIELDS}
+    response = requests.post(f"{backend_url}/chat", json=body, timeout=60)
+    assert response.status_code == 200
+    assert response.json() == turn["reply"]
+
+
+def test_long_conversation_keeps_its_last_tokens(blenderbot: engine.Engine) -> None:
+    long_turn = TURNS[-1]
+    past = long_turn["past_user_inputs"] * 3, long_turn["generated_responses"] * 3
+    conversation = engine.to_conversation(*past, long_turn["user_input"])
+    _, left_out = engine.complete(blenderbot, conversation)
+    assert len(blenderbot.input_ids(conversation)) > blenderbot.window
+    assert 0 < left_out < 6
