@@ -34,7 +34,9 @@ def test_readme_shows_the_committed_results() -> None:
         assert fact in README
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z]+)", README))))
+@pytest.mark.parametrize(
+    "target", sorted(set(re.findall(r"(?:`|^)make ([a-z]+)", README, re.MULTILINE)))
+)
 def test_command_of_the_readme_exists(target: str) -> None:
     assert f"\n{target}:" in (ROOT / "Makefile").read_text()
 
