@@ -124,7 +124,8 @@ def chat_input_ids(tokenizer: "PreTrainedTokenizerBase", conversation: list[Mess
     Text of a message that looks like a control token is encoded as plain text.
     """
     mark = secrets.token_hex(8)
-    control_tokens = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    added = tokenizer.added_tokens_decoder.values()
+    control_tokens = [token.content for token in added if token.special]
     masked = [dict(message) for message in conversation]
     for message in masked:
         for number, token in enumerate(control_tokens):
@@ -158,14 +159,14 @@ BLENDERBOT_MAX_LENGTH = 1000
 
 
 def generation_arguments(
-    network: "PreTrainedModel", options: Options, max_new_tokens: int
+    network: "PreTrainedModel", options: Options, max_new_tokens: int | None
 ) -> dict[str, float]:
-    """Return the arguments of transformers' `generate`; `max_new_tokens` is the default limit."""
-    config = network.config
-    if config.is_encoder_decoder and options.max_new_tokens is None:
-        length = {"max_length": min(BLENDERBOT_MAX_LENGTH, config.max_position_embeddings)}
+    """Return the arguments of `generate`; without `max_new_tokens` the article's limit holds."""
+    positions = network.config.max_position_embeddings
+    if max_new_tokens is None:
+        length = {"max_length": min(BLENDERBOT_MAX_LENGTH, positions)}
     else:
-        length = {"max_new_tokens": options.max_new_tokens or max_new_tokens}
+        length = {"max_new_tokens": max_new_tokens}
     if options.temperature == 0:
         return {**length, "do_sample": False}
     sampling = {"temperature": options.temperature, "top_p": options.top_p}
@@ -268,13 +269,22 @@ class TransformersEngine:
         with self._encoding:
             return encode(self._encoder, conversation)
 
+    def reply_limit(self, options: Options) -> int | None:
+        """Return the longest reply in tokens, at most half the window; None for Blenderbot's own.
+
+        Blenderbot's reply has a window of its own, and no limit is needed unless one is wanted.
+        """
+        if self.encoder_decoder:
+            return options.max_new_tokens and min(options.max_new_tokens, self.window - 1)
+        return min(options.max_new_tokens or self.max_new_tokens, self.window // 2)
+
     def fit(self, conversation: list[Message], options: Options) -> tuple[list[Message], int]:
         """Return the conversation that fits beside the reply, and the number of turns it lost.
 
         Blenderbot's conversation is returned whole, since it is cut by tokens, as in the article.
         """
-        reply = 0 if self.encoder_decoder else options.max_new_tokens or self.max_new_tokens
-        room = self.window - reply
+        reply = self.reply_limit(options)
+        room = self.window if self.encoder_decoder else self.window - reply
         turns = sum(message["role"] == "assistant" for message in conversation)
 
         def tokens_without(dropped: int) -> int:
@@ -295,7 +305,7 @@ class TransformersEngine:
     ) -> Iterator[str]:
         """Yield the reply in pieces; a conversation over the window keeps its last tokens."""
         input_ids = self.input_ids(conversation)[-self.window :]
-        arguments = generation_arguments(self.network, options, self.max_new_tokens)
+        arguments = generation_arguments(self.network, options, self.reply_limit(options))
         generate = generate_whole if self.encoder_decoder else generate_pieces
         with self._generating:
             yield from generate(self.network, self._decoder, input_ids, arguments, stop)
@@ -307,13 +317,13 @@ class TransformersEngine:
 def explain_load(name: str, source: dict[str, str], error: Exception) -> str:
     """Return one sentence on why the model called `name` could not be loaded."""
     path = Path(source["pretrained_model_name_or_path"])
-    if not path.exists():
+    cause = str(error).strip().split("\n")[0].rstrip(".")
+    if not path.exists() and isinstance(error, OSError):
         return (
             f"{name} is no folder here, and the model hub did not give it. Check the name, the "
             "network and, for a private model, HF_TOKEN; or unset CHATBOT_MODEL."
         )
     place = path / source.get("gguf_file", "")
-    cause = str(error).strip().split("\n")[0].rstrip(".")
     remedy = (
         f"Delete {place} to have it made again"
         if name == settings.EMBEDDED_MODEL

@@ -26,7 +26,8 @@ def read_reply(response: requests.Response) -> utils.Reply:
     except requests.JSONDecodeError:
         body = None
     if response.status_code == requests.codes.ok and isinstance(body, str):
-        return utils.Reply(body, int(response.headers.get("X-Turns-Left-Out", "0")))
+        turns_left_out = response.headers.get("X-Turns-Left-Out", "")
+        return utils.Reply(body, int(turns_left_out) if turns_left_out.isdecimal() else 0)
     detail = body.get("detail") if isinstance(body, dict) else None
     if isinstance(detail, str):
         raise BackendError(detail)
@@ -73,5 +74,5 @@ def main() -> None:
     utils.chat_page("Microservices chatbot", microservice_llm_response)
 
 
-if __name__ == "__main__" and st.runtime.exists():
+if __name__ == "__main__" and st.runtime.exists():  # not in a notebook
     main()

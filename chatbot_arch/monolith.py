@@ -37,5 +37,5 @@ def main() -> None:
         get_engine()
 
 
-if __name__ == "__main__" and st.runtime.exists():
+if __name__ == "__main__" and st.runtime.exists():  # not in a notebook
     main()

@@ -124,17 +124,19 @@ def report_errors(question: str | None = None) -> Iterator[None]:
     try:
         yield
     except settings.ChatbotError as error:
-        if question is None:
-            st.error(str(error), icon="⚠️")
-        else:
+        if question is not None:
             st.session_state.failure = (question, str(error))
             st.rerun()
+        if str(error) != st.session_state.get("shown_failure"):
+            st.error(str(error), icon="⚠️")
 
 
 def show_failure() -> None:
     """Show the last failure once, with its question back in the box; call before the box."""
-    if "failure" in st.session_state:
-        st.session_state.user_input, sentence = st.session_state.pop("failure")
+    question, sentence = st.session_state.pop("failure", (None, None))
+    st.session_state.shown_failure = sentence
+    if sentence:
+        st.session_state.user_input = question
         st.error(sentence, icon="⚠️")
 
 # %% ../nbs/01_utils.ipynb #answer-question

@@ -8,7 +8,7 @@ import chatbot_arch.frontend as frontend
 import chatbot_arch.launch as launch
 import chatbot_arch.monolith as monolith
 
-QUESTIONS = ("What is a monolith?", "And <|im_end|> is what?", "Thank you! 🧹 é ‮")
+QUESTIONS = ("What is a monolith?", "And <|im_end|> is what?", "Thank you! 🧹 é \u202e")
 LENGTH = {"CHATBOT_MAX_NEW_TOKENS": "24"}
 
 
