@@ -10,6 +10,7 @@ __all__ = ['app', 'LoadedEngine', 'ConversationHistory', 'load_in_background', '
 import os
 import sys
 import threading
+import traceback
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -45,7 +46,7 @@ class ConversationHistory(BaseModel):
 
 # %% ../nbs/04_backend.ipynb #load-in-background
 def load_in_background() -> Future[engine.Engine]:
-    """Start loading the chosen engine; on a `ChatbotError`, print it and end with status 1."""
+    """Start loading the chosen engine; if that fails, print why and end with status 1."""
     loading: Future[engine.Engine] = Future()
 
     def load() -> None:
@@ -53,6 +54,9 @@ def load_in_background() -> Future[engine.Engine]:
             loading.set_result(engine.load_engine(settings.read_settings()))
         except settings.ChatbotError as error:
             print(f"backend: {error}", file=sys.stderr, flush=True)
+        except Exception:
+            traceback.print_exc()
+        if not loading.done():
             os._exit(1)  # from a thread, the only way to end a server that has nothing to finish
 
     threading.Thread(target=load, daemon=True, name="load-engine").start()
@@ -71,7 +75,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(title="Chatbot backend", lifespan=lifespan)
 
 
-def get_engine(request: Request) -> engine.Engine:
+async def get_engine(request: Request) -> engine.Engine:  # async, so never behind a reply
     """Return the engine; answer 503 with `Retry-After` while it is loading."""
     loading: Future[engine.Engine] = request.app.state.loading
     if not loading.done():

@@ -339,11 +339,14 @@ def load_engine(choice: settings.Settings) -> Engine:
     source = model.locate_model(choice)
     try:
         network, tokenizer = load_transformers(source)
+        blenderbot = network.config.model_type == "blenderbot"
+        if not blenderbot and tokenizer.chat_template is None:
+            raise model.ModelError(
+                f"{choice.model} has no chat template, so it is not a chat model. Set "
+                "CHATBOT_MODEL to one that is: such names often end in -Instruct or -Chat."
+            )
+        return TransformersEngine(choice.model, network, tokenizer, choice.max_new_tokens)
+    except settings.ChatbotError:
+        raise
     except Exception as error:  # the library raises many kinds, and none is meant for a reader
         raise model.ModelError(explain_load(choice.model, source, error)) from error
-    if not network.config.is_encoder_decoder and tokenizer.chat_template is None:
-        raise model.ModelError(
-            f"{choice.model} has no chat template, so it is not a chat model. Set CHATBOT_MODEL "
-            "to one that is: such names often end in -Instruct or -Chat."
-        )
-    return TransformersEngine(choice.model, network, tokenizer, choice.max_new_tokens)

@@ -29,7 +29,7 @@ def read_reply(response: requests.Response) -> utils.Reply:
         turns_left_out = response.headers.get("X-Turns-Left-Out", "")
         return utils.Reply(body, int(turns_left_out) if turns_left_out.isdecimal() else 0)
     detail = body.get("detail") if isinstance(body, dict) else None
-    if isinstance(detail, str):
+    if response.status_code in (422, 503) and isinstance(detail, str):
         raise BackendError(detail)
     raise BackendError(
         f"The backend at {response.url} answered {response.status_code} {response.reason} and no "

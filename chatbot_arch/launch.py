@@ -10,6 +10,7 @@ __all__ = ['HOST', 'Architecture', 'PACKAGE', 'PAGES', 'LaunchError', 'Server', 
 # %% ../nbs/07_launch.ipynb #imports
 import argparse
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -72,7 +73,7 @@ def start_server(
 
 
 def stop_server(server: Server) -> None:
-    """End a server and its guard; return when both are gone."""
+    """End a server and its guard, and remove its log; return when both are gone."""
     if server.process.poll() is None:
         server.process.stdin.close()
         try:
@@ -80,6 +81,7 @@ def stop_server(server: Server) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(server.process.pid, signal.SIGKILL)
             server.process.wait(5)
+    shutil.rmtree(server.log.parent, ignore_errors=True)
 
 # %% ../nbs/07_launch.ipynb #find-free-port
 HOST = "127.0.0.1"
@@ -161,11 +163,16 @@ class App:
 
 
 def process_memory_mb(process: psutil.Process) -> float:
-    """Return a process's memory in MB: PSS on Linux, USS elsewhere, 0 if it has ended."""
+    """Return a process's memory in MB: PSS on Linux, else USS or RSS; 0 if it has ended.
+
+    PSS, the proportional set size, counts a page that n processes share as 1/n in each of them.
+    """
     try:
         memory = process.memory_full_info()
     except psutil.NoSuchProcess:
         return 0.0
+    except psutil.AccessDenied:
+        return process.memory_info().rss / 1e6
     return getattr(memory, "pss", memory.uss) / 1e6
 
 # %% ../nbs/07_launch.ipynb #commands
@@ -222,8 +229,9 @@ def start(
 
 # %% ../nbs/07_launch.ipynb #main
 def watch(app: App) -> None:
-    """Print the address of a ready app's page; return never, or raise when a server has ended."""
-    print(f"The {app.architecture} is ready: {app.page_url} (Ctrl-C stops it)", flush=True)
+    """Print a ready app's addresses, and wait; raise `LaunchError` when a server has ended."""
+    addresses = ", ".join(f"{server.name} {server.url}" for server in reversed(app.servers))
+    print(f"Ready: {addresses} (Ctrl-C stops the {app.architecture})", flush=True)
     while all(server.process.poll() is None for server in app.servers):
         time.sleep(0.5)
     ended = next(server for server in app.servers if server.process.poll() is not None)

@@ -29,6 +29,8 @@ def launched(*command: str, **environment: str) -> Iterator[subprocess.Popen[str
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # A shell that runs the tests in the background has them ignore Ctrl-C; a person's does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process
@@ -57,7 +59,7 @@ def wait_until_gone(processes: list[psutil.Process], timeout_s: float = 20) -> N
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_servers_end_with_their_launcher(architecture: str, ending: signal.Signals) -> None:
     with launched("chatbot-launch", architecture, CHATBOT_ENGINE="fake") as launcher:
-        wait_for_line(launcher, "is ready: http://127.0.0.1:")
+        wait_for_line(launcher, "Ready: page http://127.0.0.1:")
         servers = psutil.Process(launcher.pid).children(recursive=True)
         assert len(servers) == (2 if architecture == "monolith" else 4)  # each has a guard
         launcher.send_signal(ending)
@@ -67,9 +69,9 @@ def test_servers_end_with_their_launcher(architecture: str, ending: signal.Signa
 
 def test_second_launcher_takes_a_free_port() -> None:
     with launched("chatbot-launch", "monolith", CHATBOT_ENGINE="fake") as one:
-        first = wait_for_line(one, "is ready")
+        first = wait_for_line(one, "Ready:")
         with launched("chatbot-launch", "monolith", CHATBOT_ENGINE="fake") as two:
-            assert wait_for_line(two, "is ready") != first
+            assert wait_for_line(two, "Ready:") != first
             servers = [
                 child
                 for launcher in (one, two)
