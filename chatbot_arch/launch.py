@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOST', 'Architecture', 'PACKAGE', 'PAGES', 'LaunchError', 'Server', 'start_server', 'stop_server', 'find_free_port',
-           'is_ready', 'wait_until_ready', 'App', 'process_memory_mb', 'page_command', 'backend_command', 'start',
+           'is_ready', 'wait_until_ready', 'process_memory_mb', 'App', 'page_command', 'backend_command', 'start',
            'watch', 'main']
 
 # %% ../nbs/07_launch.ipynb #imports
@@ -121,6 +121,17 @@ def wait_until_ready(server: Server, timeout_s: float) -> None:
             continue
         raise LaunchError(f"The {server.name} {problem}. The end of its log:\n{server.log_tail()}")
 
+# %% ../nbs/07_launch.ipynb #process-memory
+def process_memory_mb(process: psutil.Process) -> float:
+    """Return a process's memory in MB: PSS on Linux, else USS or RSS; 0 if it has ended."""
+    try:
+        memory = process.memory_full_info()
+    except psutil.NoSuchProcess:
+        return 0.0
+    except psutil.AccessDenied:
+        return process.memory_info().rss / 1e6
+    return getattr(memory, "pss", memory.uss) / 1e6
+
 # %% ../nbs/07_launch.ipynb #app
 Architecture = Literal["monolith", "microservices"]
 
@@ -160,20 +171,6 @@ class App:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
-
-
-def process_memory_mb(process: psutil.Process) -> float:
-    """Return a process's memory in MB: PSS on Linux, else USS or RSS; 0 if it has ended.
-
-    PSS, the proportional set size, counts a page that n processes share as 1/n in each of them.
-    """
-    try:
-        memory = process.memory_full_info()
-    except psutil.NoSuchProcess:
-        return 0.0
-    except psutil.AccessDenied:
-        return process.memory_info().rss / 1e6
-    return getattr(memory, "pss", memory.uss) / 1e6
 
 # %% ../nbs/07_launch.ipynb #commands
 PACKAGE = Path(guard.__file__).parent
