@@ -260,9 +260,9 @@ def to_html(results: Results) -> str:
     replies = pd.DataFrame(first, index=pd.Index(results.questions, name="question"))
     return PAGE.format(
         where=where,
-        table=summarize(results.visits).to_html(border=0),
+        table=summarize(results.visits).to_html(border=0, index_names=False),
         same=html.escape(compare_replies(results.visits)),
-        replies=replies[list(ARCHITECTURES)].to_html(border=0),
+        replies=replies[list(ARCHITECTURES)].to_html(border=0, index_names=False),
     )
 
 # %% ../nbs/09_compare.ipynb #main
