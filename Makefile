@@ -22,7 +22,7 @@ test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/pytest
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab nbs/index.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
 monolith: $(INSTALLED)  ## run the monolith until Ctrl-C
 	$(BIN)/chatbot-fetch
