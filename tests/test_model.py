@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import chatbot_arch.engine as engine
@@ -61,6 +63,23 @@ def test_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(model.ModelError, match=r"needs 900 MB .* 1 MB are free. Make room"):
         model.fetch_gguf(tmp_path)
+    assert not list(tmp_path.glob("gguf*/"))
+
+
+def test_interrupted_fetch_leaves_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        index = {"PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/simple"}
+        interrupted = fetch(tmp_path, **NO_INDEX | index)
+        silent.settimeout(60)
+        connection, _ = silent.accept()  # pip is asking, and the folder to build in is there
+        pip = psutil.Process(interrupted.pid).children(recursive=True)
+        assert (tmp_path / "gguf.partial").is_dir()
+        interrupted.kill()
+        interrupted.wait(30)
+        connection.close()
+    assert not (tmp_path / "gguf").exists()
+    assert not psutil.wait_procs(pip, timeout=30)[1]
+    assert_fails(fetch(tmp_path, **NO_INDEX), "could not be fetched")
     assert not list(tmp_path.glob("gguf*/"))
 
 
