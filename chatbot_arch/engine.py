@@ -340,10 +340,11 @@ def load_engine(choice: settings.Settings) -> Engine:
     try:
         network, tokenizer = load_transformers(source)
         blenderbot = network.config.model_type == "blenderbot"
-        if not blenderbot and tokenizer.chat_template is None:
+        chat_model = tokenizer.chat_template and not network.config.is_encoder_decoder
+        if not (blenderbot or chat_model):
             raise model.ModelError(
-                f"{choice.model} has no chat template, so it is not a chat model. Set "
-                "CHATBOT_MODEL to one that is: such names often end in -Instruct or -Chat."
+                f"{choice.model} is no chat model: it is no Blenderbot, and no decoder with a chat "
+                "template. Set CHATBOT_MODEL to one: such names often end in -Instruct or -Chat."
             )
         return TransformersEngine(choice.model, network, tokenizer, choice.max_new_tokens)
     except settings.ChatbotError:

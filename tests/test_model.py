@@ -139,3 +139,12 @@ def test_gguf_file_answers_like_the_converted_model() -> None:
     assert engine.complete(direct, question, options) == engine.complete(
         converted, question, options
     )
+
+
+def test_model_without_chat_template_is_a_sentence(tmp_path: Path) -> None:
+    embedded = model.embedded_model(settings.read_settings().cache_dir)
+    for path in embedded.iterdir():
+        if path.name != "chat_template.jinja":
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(model.ModelError, match=r"is no chat model: .* Set CHATBOT_MODEL to one"):
+        engine.load_engine(settings.Settings(model=str(tmp_path)))
