@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import FAKE
+from jupyter_client.manager import start_new_kernel
 
 import chatbot_arch.launch as launch
 import chatbot_arch.users as users
@@ -65,6 +67,24 @@ def test_servers_end_with_their_launcher(architecture: str, ending: signal.Signa
         launcher.send_signal(ending)
         launcher.wait(30)
         wait_until_gone(servers)
+
+
+def test_servers_end_with_a_killed_notebook_kernel() -> None:
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        kernel = psutil.Process(manager.provisioner.pid)
+        code = f"""
+import chatbot_arch.launch as launch
+app = launch.start("microservices", {FAKE!r}).wait_until_ready(120)
+"""
+        assert client.execute_interactive(code, timeout=180)["content"]["status"] == "ok"
+        servers = kernel.children(recursive=True)
+        assert len(servers) == 4  # each has a guard
+        kernel.kill()
+        wait_until_gone(servers)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 def test_second_launcher_takes_a_free_port() -> None:
