@@ -18,6 +18,7 @@ test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/ruff format --check
 	$(BIN)/python tests/browser.py
 	$(BIN)/chatbot-fetch
+	CHATBOT_ENGINE=llamacpp $(BIN)/chatbot-fetch
 	$(if $(TIMEOUT),timeout 1200) $(BIN)/nbdev_test --skip_file_re '^1' --n_workers 2
 	$(BIN)/pytest
 

@@ -283,8 +283,7 @@ def compare(rounds: int, folder: Path) -> None:
     if rounds < 1:
         raise CompareError("--rounds must be at least 1.")
     choice = settings.read_settings()
-    if choice.engine != "fake":
-        model.locate_model(choice)
+    model.prepare(choice)
     visits = run(rounds, {"CHATBOT_MAX_NEW_TOKENS": str(REPLY_TOKENS)})
     results = Results(
         command=f"chatbot-compare --rounds {rounds}",

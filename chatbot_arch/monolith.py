@@ -9,6 +9,7 @@ __all__ = ['get_engine', 'monolith_llm_response', 'main']
 import streamlit as st
 
 import chatbot_arch.engine as engine
+import chatbot_arch.engines as engines
 import chatbot_arch.settings as settings
 import chatbot_arch.utils as utils
 
@@ -16,7 +17,7 @@ import chatbot_arch.utils as utils
 @st.cache_resource(show_spinner="Loading the model: once, for every page of this process ...")
 def get_engine() -> engine.Engine:
     """Load the chosen engine on the first call; return the same one ever after."""
-    return engine.load_engine(settings.read_settings())
+    return engines.load_engine(settings.read_settings())
 
 # %% ../nbs/03_monolith.ipynb #monolith-llm-response
 def monolith_llm_response(

@@ -35,15 +35,15 @@ class Settings(BaseSettings):
 
     # The embedded model, a model hub's id, a local folder, or a .gguf file.
     model: str = EMBEDDED_MODEL
-    # `transformers` runs a model; `fake` answers at once with known text, without weights.
-    engine: Literal["transformers", "fake"] = "transformers"
+    # `transformers` runs any model, `llamacpp` a GGUF file, faster; `fake` says a known text.
+    engine: Literal["transformers", "llamacpp", "fake"] = "transformers"
     # Where the front end finds the backend.
     backend_url: Url = "http://127.0.0.1:8000"
     # What the model is told before the first turn; empty leaves it to the model's own template.
     system_prompt: str = ""
     # Longest reply of a chat model, in tokens.
     max_new_tokens: int = Field(256, ge=1)
-    # How long the front end waits for the backend's next bytes, in seconds.
+    # Longest time a reply may take, in seconds; it ends there with what it has.
     reply_timeout_s: float = Field(120, gt=0)
     # Where the embedded model is kept once it is fetched.
     cache_dir: Path = Field(default_factory=lambda: platformdirs.user_cache_path("chatbot-arch"))

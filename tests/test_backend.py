@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 
 import chatbot_arch.backend as backend
 import chatbot_arch.engine as engine
+import chatbot_arch.engines as engines
 
 
 class ScriptedEngine(engine.FakeEngine):
@@ -23,12 +24,12 @@ class ScriptedEngine(engine.FakeEngine):
 
 @pytest.fixture
 def scripted() -> ScriptedEngine:
-    return ScriptedEngine(token_delay_s=0)
+    return ScriptedEngine(token_s=0)
 
 
 @pytest.fixture
 def client(scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
-    monkeypatch.setattr(engine, "load_engine", lambda choice: scripted)
+    monkeypatch.setattr(engines, "load_engine", lambda choice, report: scripted)
     with TestClient(backend.app) as opened:
         backend.app.state.loading.result(timeout=30)
         yield opened
@@ -47,19 +48,23 @@ def test_health_answers_and_ready_does_not_while_loading(client: TestClient) -> 
     assert [answer.status_code for answer in refused] == [503, 503]
     assert all("loading" in answer.json()["detail"] for answer in refused)
     assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
-    assert client.get("/ready").json() == {"status": "ready", "model": "echo", "engine": "fake"}
+    assert client.get("/ready").json() == {
+        "status": "ready",
+        "model": "known-text",
+        "engine": "fake",
+    }
 
 
 def test_chat_answers_one_json_string(client: TestClient) -> None:
-    answer = client.post("/chat", json={"user_input": "hi  there"})
-    assert answer.json() == "You said: hi  there"
+    answer = client.post("/chat", json={"user_input": "/echo hi  there"})
+    assert answer.json() == "hi  there"
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-turns-left-out"] == "2"
 
 
 def test_options_reach_the_engine(client: TestClient) -> None:
-    body = {"user_input": "one two three", "options": {"max_new_tokens": 3}}
-    assert client.post("/chat", json=body).json() == "You said: one"
+    body = {"user_input": "/echo one two three", "options": {"max_new_tokens": 2}}
+    assert client.post("/chat", json=body).json() == "one two"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import requests
 
 import chatbot_arch.engine as engine
+import chatbot_arch.engines as engines
 import chatbot_arch.launch as launch
 import chatbot_arch.settings as settings
 
@@ -19,8 +20,10 @@ FIELDS = ("past_user_inputs", "generated_responses", "user_input")
 
 
 @pytest.fixture(scope="module")
-def blenderbot() -> engine.Engine:
-    return engine.load_engine(settings.Settings(model=str(FIXTURE / "model")))
+def blenderbot() -> Iterator[engine.Engine]:
+    loaded = engines.load_engine(settings.Settings(model=str(FIXTURE / "model")))
+    yield loaded
+    loaded.close()
 
 
 @pytest.fixture(scope="module")

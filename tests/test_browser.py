@@ -46,10 +46,10 @@ def open_tab(tab: Page, app: launch.App, hosts: list[str]) -> Page:
 
 
 def ask(tab: Page, question: str) -> None:
-    """Type a question into the box and send it."""
+    """Ask the fake engine to say a text back."""
     box = tab.get_by_test_id("stChatInputTextArea")
     expect(box).to_be_enabled(timeout=TIMEOUT_MS)
-    box.fill(question)
+    box.fill(f"/echo {question}")
     box.press("Enter")
 
 
@@ -64,7 +64,7 @@ def expect_messages(tab: Page, texts: list[str]) -> None:
 
 def turn(question: str) -> list[str]:
     """Return the two bubbles of a turn answered by the fake engine."""
-    return [question, f"You said: {question}"]
+    return [f"/echo {question}", question]
 
 
 def test_same_question_twice_gets_two_answers(page: Page) -> None:
@@ -111,10 +111,10 @@ def test_download_gives_csv_oldest_first(page: Page) -> None:
     text = download.value.path().read_text(encoding="utf-8")
     assert list(csv.reader(io.StringIO(text))) == [
         ["is_user", "text"],
-        ["True", "one, two"],
-        ["False", "You said: one, two"],
-        ["True", 'a "quoted" word'],
-        ["False", 'You said: a "quoted" word'],
+        ["True", "/echo one, two"],
+        ["False", "one, two"],
+        ["True", '/echo a "quoted" word'],
+        ["False", 'a "quoted" word'],
     ]
     expect_messages(page, turn('a "quoted" word') + turn("one, two"))
 
@@ -127,9 +127,9 @@ def test_image_in_a_message_is_not_loaded(page: Page) -> None:
 
 def test_browser_and_virtual_user_read_the_same(page: Page, app: launch.App) -> None:
     with users.PageUser(app.page_url) as user:
-        answer = user.ask("the same?")
+        answer = user.ask("/echo the same?")
     ask(page, "the same?")
-    expect_messages(page, ["the same?", answer.text])
+    expect_messages(page, ["/echo the same?", answer.text])
 
 
 def test_question_is_kept_when_the_backend_is_gone(browser: Browser) -> None:
@@ -141,6 +141,6 @@ def test_question_is_kept_when_the_backend_is_gone(browser: Browser) -> None:
         launch.stop_server(app.servers[0])
         ask(tab, "still there?")
         expect(tab.get_by_text("No backend answers at")).to_be_visible(timeout=TIMEOUT_MS)
-        expect(tab.get_by_test_id("stChatInputTextArea")).to_have_value("still there?")
+        expect(tab.get_by_test_id("stChatInputTextArea")).to_have_value("/echo still there?")
         expect_messages(tab, turn("hello"))
         tab.close()

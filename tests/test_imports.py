@@ -15,9 +15,13 @@ MAY_IMPORT = {
     "settings": set(),
     "utils": set(),
     "model": set(),
-    "engine": {"model"},
-    "monolith": {"utils", "engine"},
-    "backend": {"engine"},
+    "engine": set(),
+    "prompts": {"engine"},
+    "batching": {"engine", "prompts"},
+    "llamacpp": {"engine", "model", "prompts"},
+    "engines": {"engine", "model", "batching", "llamacpp"},
+    "monolith": {"utils", "engine", "engines"},
+    "backend": {"engine", "engines"},
     "frontend": {"utils"},
     "guard": set(),
     "launch": {"guard"},
@@ -57,3 +61,16 @@ def test_frontend_loads_no_model_library() -> None:
     loaded = set(run.stdout.split())
     assert "streamlit" in loaded
     assert not loaded & {"torch", "transformers", "chatbot_arch.engine", "chatbot_arch.model"}
+
+
+def test_llamacpp_loads_no_torch() -> None:
+    script = (
+        "import sys, chatbot_arch.engines as engines, chatbot_arch.settings as settings;"
+        "engines.load_engine(settings.Settings(engine='llamacpp')).close(); print(*sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
+    loaded = set(run.stdout.split())
+    assert "xllamacpp" in loaded
+    assert not loaded & {"torch", "transformers", "chatbot_arch.batching"}

@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
 import chatbot_arch.engine as engine
+import chatbot_arch.engines as engines
 import chatbot_arch.model as model
 import chatbot_arch.settings as settings
 
@@ -106,9 +108,9 @@ def test_interrupted_conversion_leaves_nothing_and_two_at_once_make_it(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == sorted(
         ["gguf", settings.EMBEDDED_MODEL]
     )
-    made = engine.load_engine(settings.Settings(cache_dir=tmp_path))
     question = engine.to_conversation([], [], "What is two plus two?")
-    assert engine.complete(made, question, engine.Options(max_new_tokens=8))[0].strip()
+    with closing(engines.load_engine(settings.Settings(cache_dir=tmp_path))) as made:
+        assert engine.complete(made, question, engine.Options(max_new_tokens=8))[0].strip()
 
 
 def test_damaged_cache_says_what_to_delete(tmp_path: Path) -> None:
@@ -120,25 +122,26 @@ def test_damaged_cache_says_what_to_delete(tmp_path: Path) -> None:
     )
     (damaged / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(model.ModelError, match=rf"Delete {damaged} to have it made again"):
-        engine.load_engine(settings.Settings(cache_dir=tmp_path))
+        engines.load_engine(settings.Settings(cache_dir=tmp_path))
 
 
 def test_corrupt_gguf_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF but not really")
     with pytest.raises(model.ModelError, match=r"could not be loaded: .* Check CHATBOT_MODEL"):
-        engine.load_engine(settings.Settings(model=str(tmp_path / "model.gguf")))
+        engines.load_engine(settings.Settings(model=str(tmp_path / "model.gguf")))
 
 
 def test_gguf_file_answers_like_the_converted_model() -> None:
     gguf = model.fetch_gguf(settings.read_settings().cache_dir)
-    direct = engine.load_engine(settings.Settings(model=str(gguf)))
-    converted = engine.load_engine(settings.Settings())
     question = engine.to_conversation([], [], "What is a monolith?")
-    options = engine.Options(max_new_tokens=16)
-    assert direct.input_ids(question) == converted.input_ids(question)
-    assert engine.complete(direct, question, options) == engine.complete(
-        converted, question, options
-    )
+    with (
+        closing(engines.load_engine(settings.Settings(model=str(gguf)))) as direct,
+        closing(engines.load_engine(settings.Settings())) as converted,
+    ):
+        assert direct.input_ids(question) == converted.input_ids(question)
+        options = engine.Options(max_new_tokens=16)
+        said = [engine.complete(each, question, options) for each in (direct, converted)]
+    assert said[0] == said[1]
 
 
 def test_model_without_chat_template_is_a_sentence(tmp_path: Path) -> None:
@@ -147,4 +150,4 @@ def test_model_without_chat_template_is_a_sentence(tmp_path: Path) -> None:
         if path.name != "chat_template.jinja":
             (tmp_path / path.name).symlink_to(path)
     with pytest.raises(model.ModelError, match=r"is no chat model: .* Set CHATBOT_MODEL to one"):
-        engine.load_engine(settings.Settings(model=str(tmp_path)))
+        engines.load_engine(settings.Settings(model=str(tmp_path)))

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 import chatbot_arch.backend as backend
 import chatbot_arch.engine as engine
+import chatbot_arch.engines as engines
 import chatbot_arch.settings as settings
 import chatbot_arch.utils as utils
 
@@ -24,7 +25,7 @@ class CountingEngine(engine.FakeEngine):
     """Answer with the number of the request, after `turns_left_out` turns were dropped."""
 
     def __init__(self) -> None:
-        super().__init__(token_delay_s=0)
+        super().__init__(token_s=0)
         self.asked: list[list[engine.Message]] = []
         self.turns_left_out = 0
         self.error: Exception | None = None
@@ -43,7 +44,7 @@ class CountingEngine(engine.FakeEngine):
 def counting(monkeypatch: pytest.MonkeyPatch) -> CountingEngine:
     """Put a counting engine in the place of whatever the settings choose."""
     counted = CountingEngine()
-    monkeypatch.setattr(engine, "load_engine", lambda choice: counted)
+    monkeypatch.setattr(engines, "load_engine", lambda choice, report=None: counted)
     return counted
 
 
@@ -149,9 +150,9 @@ def test_engine_is_loaded_once_for_all_clicks_and_sessions(
 
     def load(choice: settings.Settings) -> engine.Engine:
         loads.append(choice)
-        return engine.FakeEngine(0)
+        return engine.FakeEngine(token_s=0)
 
-    monkeypatch.setattr(engine, "load_engine", load)
+    monkeypatch.setattr(engines, "load_engine", load)
     st.cache_resource.clear()
     for _ in range(2):
         page = AppTest.from_file(PACKAGE / "monolith.py", default_timeout=60).run()
