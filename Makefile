@@ -4,10 +4,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TIMEOUT := $(shell command -v timeout)
 
-.PHONY: help compare test lab monolith microservices outputs clean
+.PHONY: help compare test bench-engines lab monolith microservices outputs clean
 
 help:  ## list what make can do
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
 compare: $(INSTALLED)  ## start both architectures, ask both, print the table, write results/
 	$(BIN)/chatbot-compare
@@ -21,6 +21,10 @@ test: $(INSTALLED)  ## everything that CI runs
 	CHATBOT_ENGINE=llamacpp $(BIN)/chatbot-fetch
 	$(if $(TIMEOUT),timeout 1200) $(BIN)/nbdev_test --skip_file_re '^1' --n_workers 2
 	$(BIN)/pytest
+
+bench-engines: $(INSTALLED)  ## measure the engines beside their peers, write results/engines.*
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/chatbot-bench-engines
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb

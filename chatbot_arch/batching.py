@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_BATCH', 'PAGE_TOKENS', 'CACHE_TOKENS', 'PROMPT_TOKENS_PER_STEP', 'BLENDERBOT_MAX_LENGTH', 'faster_dtype',
            'load_transformers', 'start_manager', 'is_over', 'dispatch', 'engine_died', 'ContinuousBatch',
-           'DecoderEngine', 'Waiting', 'generate_padded', 'take_batch', 'work', 'generation_arguments',
+           'encode_alone', 'DecoderEngine', 'Waiting', 'generate_padded', 'take_batch', 'work', 'generation_arguments',
            'EncoderDecoderEngine']
 
 # %% ../nbs/02b_batching.ipynb #imports
@@ -179,6 +179,20 @@ class ContinuousBatch:
         self._closing.set()
         self._dispatcher.join()
 
+# %% ../nbs/02b_batching.ipynb #encode-alone
+def encode_alone(
+    input_ids: "Callable[[PreTrainedTokenizerBase, list[engine.Message]], list[int]]",
+    tokenizer: "PreTrainedTokenizerBase",
+) -> prompts.Encode:
+    """Return a function that encodes conversations, one thread at a time."""
+    turn = threading.Lock()
+
+    def encode(conversation: list[engine.Message]) -> list[int]:
+        with turn:
+            return input_ids(tokenizer, conversation)
+
+    return prompts.remember(encode)
+
 # %% ../nbs/02b_batching.ipynb #decoder-engine
 class DecoderEngine:
     """Answer with a decoder-only chat model of transformers, many users in one batch."""
@@ -200,14 +214,14 @@ class DecoderEngine:
         positions = getattr(network.config, "max_position_embeddings", CACHE_TOKENS)
         self.window = min(positions, tokenizer.model_max_length, CACHE_TOKENS)
         self._network, self._share_prefixes = network, share_prefixes
-        self._encoder, self._decoder = tokenizer, copy.deepcopy(tokenizer).backend_tokenizer
-        self._encoding, self._starting = threading.Lock(), threading.Lock()
+        self._decoder = copy.deepcopy(tokenizer).backend_tokenizer
+        self._encode = encode_alone(prompts.chat_input_ids, tokenizer)
+        self._starting = threading.Lock()
         self._batches = {"greedy": ContinuousBatch(network, share_prefixes=share_prefixes)}
 
     def input_ids(self, conversation: list[engine.Message]) -> list[int]:
         """Return the token ids that the whole conversation makes, however many they are."""
-        with self._encoding:
-            return prompts.chat_input_ids(self._encoder, conversation)
+        return self._encode(conversation)
 
     def reply_limit(self, options: engine.Options) -> int:
         """Return the longest reply in tokens: at most half the window."""
@@ -275,11 +289,11 @@ class DecoderEngine:
 # %% ../nbs/02b_batching.ipynb #waiting
 @dataclass(eq=False)
 class Waiting:
-    """A request that waits for a padded batch, and the inbox of who made it."""
+    """A request for a padded batch, and an inbox for its tokens and whether they are the last."""
 
     input_ids: list[int]
     arguments: dict[str, float]
-    inbox: "queue.SimpleQueue[list[int] | Exception | None]" = field(
+    inbox: "queue.SimpleQueue[tuple[list[int], bool] | Exception]" = field(
         default_factory=queue.SimpleQueue
     )
     gone: threading.Event = field(default_factory=threading.Event)
@@ -291,7 +305,7 @@ def generate_padded(
     batch: list[Waiting],
     is_over: Callable[[], bool],
 ) -> None:
-    """Generate the replies of a batch; token ids go to the inboxes, and None after the last."""
+    """Generate the replies of a batch into the inboxes."""
     import torch
     from transformers.generation.streamers import BaseStreamer
 
@@ -303,7 +317,7 @@ def generate_padded(
         def put(self, value: torch.Tensor) -> None:
             for waiting, token in zip(batch, value.tolist(), strict=True):
                 if self.started:
-                    waiting.inbox.put([token])
+                    waiting.inbox.put(([token], False))
             self.started = True  # what came first was the prompt
 
         def end(self) -> None: ...
@@ -320,9 +334,7 @@ def generate_padded(
         **batch[0].arguments,
     )
     for waiting, ids in zip(batch, output.tolist(), strict=True):
-        if beams > 1:
-            waiting.inbox.put(ids)
-        waiting.inbox.put(None)
+        waiting.inbox.put((ids if beams > 1 else [], True))
 
 # %% ../nbs/02b_batching.ipynb #padded-batch
 def take_batch(waiting: "queue.SimpleQueue[Waiting]", held: list[Waiting]) -> list[Waiting]:
@@ -387,8 +399,8 @@ class EncoderDecoderEngine:
         self.reply_timeout_s = reply_timeout_s
         self.window = min(network.config.max_position_embeddings, tokenizer.model_max_length)
         self._network = network
-        self._encoder, self._decoder = tokenizer, copy.deepcopy(tokenizer)
-        self._encoding, self._decoding = threading.Lock(), threading.Lock()
+        self._encode = encode_alone(prompts.blenderbot_input_ids, tokenizer)
+        self._decoder, self._decoding = copy.deepcopy(tokenizer), threading.Lock()
         self._waiting: queue.SimpleQueue[Waiting] = queue.SimpleQueue()
         self._closing = closing = threading.Event()
         padder = copy.deepcopy(tokenizer)
@@ -402,8 +414,7 @@ class EncoderDecoderEngine:
 
     def input_ids(self, conversation: list[engine.Message]) -> list[int]:
         """Return the token ids that the whole conversation makes, however many they are."""
-        with self._encoding:
-            return prompts.blenderbot_input_ids(self._encoder, conversation)
+        return self._encode(conversation)
 
     def text(self, ids: list[int]) -> str:
         """Return the text of a reply's tokens, cleaned up as transformers 4.28 did."""
@@ -433,14 +444,14 @@ class EncoderDecoderEngine:
         ids: list[int] = []
         said = 0
         try:
-            for new in engine.receive(request.inbox, stop, deadline):
-                ids += new or []
+            for new, last in engine.receive(request.inbox, stop, deadline):
+                ids += new
                 text = self.text(ids)
-                end = len(text) if new is None else text.rfind(" ")
+                end = len(text) if last else text.rfind(" ")
                 if end > said:
                     yield text[said:end]
                     said = end
-                if new is None:
+                if last:
                     done = self._network.generation_config.eos_token_id in ids
                     return engine.Finish("stop" if done else "length", len(input_ids), len(ids))
         finally:

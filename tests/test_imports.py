@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "launch": {"guard"},
     "users": set(),
     "compare": {"launch", "model", "users"},
+    "bench": {"engine", "prompts", "batching", "llamacpp", "model", "launch", "compare"},
 }
 
 

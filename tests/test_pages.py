@@ -1,17 +1,14 @@
 """The pages of both architectures without a browser: what the article's code got wrong."""
 
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import streamlit as st
-import uvicorn
+from conftest import serve_backend
 from streamlit.testing.v1 import AppTest
 
-import chatbot_arch.backend as backend
 import chatbot_arch.engine as engine
 import chatbot_arch.engines as engines
 import chatbot_arch.settings as settings
@@ -50,20 +47,9 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> CountingEngine:
 
 @pytest.fixture
 def backend_url(counting: CountingEngine) -> Iterator[str]:
-    """Serve the backend on a free port in a thread of this process."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(backend.app, log_config=None))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        deadline = time.monotonic() + 30
-        while not server.started and thread.is_alive():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+    """Serve the backend with the counting engine."""
+    with serve_backend() as url:
+        yield url
 
 
 @pytest.fixture(params=SCRIPTS)
