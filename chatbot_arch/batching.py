@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_BATCH', 'PAGE_TOKENS', 'CACHE_TOKENS', 'PROMPT_TOKENS_PER_STEP', 'BLENDERBOT_MAX_LENGTH', 'faster_dtype',
-           'load_transformers', 'start_manager', 'is_over', 'dispatch', 'engine_died', 'ContinuousBatch',
-           'encode_alone', 'DecoderEngine', 'Waiting', 'generate_padded', 'take_batch', 'work', 'generation_arguments',
-           'EncoderDecoderEngine']
+           'load_transformers', 'load_in_this_thread', 'start_manager', 'is_over', 'dispatch', 'engine_died',
+           'ContinuousBatch', 'encode_alone', 'DecoderEngine', 'Waiting', 'generate_padded', 'take_batch', 'work',
+           'generation_arguments', 'EncoderDecoderEngine']
 
 # %% ../nbs/02b_batching.ipynb #imports
 import copy
@@ -16,6 +16,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -60,6 +61,14 @@ def load_transformers(
 
     Without `dtype` a decoder-only model takes the faster one, an encoder-decoder float32.
     """
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
+        return pool.submit(load_in_this_thread, source, dtype).result()
+
+
+def load_in_this_thread(
+    source: dict[str, str], dtype: "torch.dtype | None"
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Do what `load_transformers` does, with helper threads that stay as long as this one."""
     import torch
     import transformers
 

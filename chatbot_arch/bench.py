@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Result', 'REPLY_TOKENS', 'USERS', 'HEROES', 'Conversation', 'AskAll', 'CONTINUOUS_OPTIONS', 'LLAMA_CPP_PYTHON',
            'BUILD_TIMEOUT_S', 'ARTICLE', 'PADDED', 'RAW_CONTINUOUS', 'OUR_TRANSFORMERS', 'SERVE', 'SERVE_CONTINUOUS',
-           'RAW_LLAMACPP', 'OUR_LLAMACPP', 'LLAMA_CPP_SERVER', 'STYLES', 'TURNS', 'REQUESTS', 'ENGINES', 'PAIRS',
-           'PACKAGES', 'conversations', 'Answer', 'together', 'ask_engine', 'Load', 'measure', 'one_by_one', 'padded',
-           'raw_continuous', 'raw_llamacpp', 'ask_server', 'BenchError', 'start_peer', 'serve_command',
-           'make_environment', 'llama_cpp_python_command', 'start_transformers', 'start_llamacpp', 'start_peers',
-           'run_loads', 'tabulate', 'ratio', 'draw_loads', 'turn_times', 'stop_times', 'load_embedded', 'count_memory',
-           'in_fresh_process', 'count_agreement', 'measure_details', 'tabulate_turns', 'tabulate_ratios',
-           'write_results', 'bench', 'main']
+           'RAW_LLAMACPP', 'OUR_LLAMACPP', 'LLAMA_CPP_SERVER', 'HERE', 'STYLES', 'TURNS', 'REQUESTS', 'ENGINES',
+           'PAIRS', 'PACKAGES', 'conversations', 'Answer', 'together', 'ask_engine', 'Load', 'measure', 'one_by_one',
+           'padded', 'raw_continuous', 'raw_llamacpp', 'ask_server', 'BenchError', 'start_peer', 'serve_command',
+           'make_environment', 'llama_cpp_python_command', 'load', 'load_engine', 'through_protocol', 'hold',
+           'ask_held', 'start_here', 'start_peers', 'run_loads', 'tabulate', 'ratio', 'draw_loads', 'turn_times',
+           'stop_times', 'count_memory', 'in_fresh_process', 'count_agreement', 'measure_details', 'tabulate_turns',
+           'tabulate_ratios', 'write_results', 'bench', 'main']
 
 # %% ../nbs/09a_bench.ipynb #imports
 import argparse
@@ -36,6 +36,7 @@ import httpx
 import pandas as pd
 import psutil
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 import chatbot_arch.batching as batching
 import chatbot_arch.compare as compare
@@ -50,7 +51,6 @@ Result = TypeVar("Result")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from transformers.generation.continuous_batching import ContinuousBatchingManager
 
 # %% ../nbs/09a_bench.ipynb #conversations
 REPLY_TOKENS = 64
@@ -130,18 +130,18 @@ def one_by_one(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase")
     """Answer one user after another, each with a `generate` of their own."""
     import torch
 
-    turn = threading.Lock()
-
-    def ask(conversation: Conversation) -> Answer:
-        started = time.perf_counter()
-        with turn:
+    def ask_all(asked: Sequence[Conversation]) -> list[Answer]:
+        started, answers = time.perf_counter(), []
+        for conversation in asked:
             ids = torch.tensor([prompts.chat_input_ids(tokenizer, conversation)])
             output = network.generate(
                 ids.to(network.device), max_new_tokens=REPLY_TOKENS, do_sample=False
             )
-        return Answer(time.perf_counter() - started, output.shape[1] - ids.shape[1])
+            tokens = output.shape[1] - ids.shape[1]
+            answers.append(Answer(time.perf_counter() - started, tokens))
+        return answers
 
-    return together(ask)
+    return ask_all
 
 # %% ../nbs/09a_bench.ipynb #padded
 def padded(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> AskAll:
@@ -163,10 +163,15 @@ def padded(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
     return ask_all
 
 # %% ../nbs/09a_bench.ipynb #raw-libraries
-def raw_continuous(
-    manager: "ContinuousBatchingManager", tokenizer: "PreTrainedTokenizerBase"
-) -> AskAll:
+def raw_continuous(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> AskAll:
     """Answer with transformers' continuous batching and nothing around it."""
+    manager = batching.start_manager(network, sampling=False, share_prefixes=True)
+
+    def stop_at_the_end() -> None:
+        threading.main_thread().join()
+        manager.stop(hard_stop=True)
+
+    threading.Thread(target=stop_at_the_end, daemon=True).start()
 
     def ask_all(asked: Sequence[Conversation]) -> list[Answer]:
         started = time.perf_counter()
@@ -291,29 +296,62 @@ RAW_LLAMACPP, OUR_LLAMACPP = "xllamacpp, raw", "our engine: llamacpp"
 LLAMA_CPP_SERVER = "llama-cpp-python's server"
 
 
-def start_transformers(folder: Path, stack: ExitStack) -> dict[str, AskAll]:
-    """Return what answers with transformers in this process; `stack` closes it."""
-    loaded = batching.load_transformers({"pretrained_model_name_or_path": str(folder)})
-    manager = batching.start_manager(loaded[0], sampling=False, share_prefixes=True)
-    stack.callback(manager.stop, hard_stop=True)
-    ours = stack.enter_context(closing(batching.DecoderEngine("embedded", *loaded)))
-    return {
-        ARTICLE: one_by_one(*loaded),
-        PADDED: padded(*loaded),
-        RAW_CONTINUOUS: raw_continuous(manager, loaded[1]),
-        OUR_TRANSFORMERS: together(lambda asked: ask_engine(ours, asked)),
-    }
+def load(cache_dir: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load the embedded model with transformers."""
+    source = {"pretrained_model_name_or_path": str(model.embedded_model(cache_dir))}
+    return batching.load_transformers(source)
 
 
-def start_llamacpp(gguf: Path, stack: ExitStack) -> dict[str, AskAll]:
-    """Return what answers with llama.cpp in this process; `stack` closes it."""
-    ours = stack.enter_context(closing(llamacpp.LlamaCppEngine("embedded", gguf)))
-    return {
-        RAW_LLAMACPP: raw_llamacpp(gguf),
-        OUR_LLAMACPP: together(lambda asked: ask_engine(ours, asked)),
-    }
+def load_engine(name: str, cache_dir: Path, share_prefixes: bool = True) -> engine.Engine:
+    """Load the embedded model with our engine called `name`."""
+    if name == "llamacpp":
+        gguf = model.embedded_gguf(cache_dir)
+        return llamacpp.LlamaCppEngine("embedded", gguf, share_prefixes=share_prefixes)
+    return batching.DecoderEngine("embedded", *load(cache_dir), share_prefixes=share_prefixes)
 
 
+def through_protocol(name: str, cache_dir: Path) -> AskAll:
+    """Answer with our engine called `name`, through its protocol."""
+    asked = load_engine(name, cache_dir)
+    return together(lambda conversation: ask_engine(asked, conversation))
+
+
+HERE: dict[str, Callable[[Path], AskAll]] = {
+    ARTICLE: lambda cache_dir: one_by_one(*load(cache_dir)),
+    PADDED: lambda cache_dir: padded(*load(cache_dir)),
+    RAW_CONTINUOUS: lambda cache_dir: raw_continuous(*load(cache_dir)),
+    OUR_TRANSFORMERS: lambda cache_dir: through_protocol("transformers", cache_dir),
+    RAW_LLAMACPP: lambda cache_dir: raw_llamacpp(model.embedded_gguf(cache_dir)),
+    OUR_LLAMACPP: lambda cache_dir: through_protocol("llamacpp", cache_dir),
+}
+
+# %% ../nbs/09a_bench.ipynb #own-process
+_held: list[AskAll] = []
+
+
+def hold(name: str, cache_dir: Path) -> None:
+    """Start a contestant in this process, for `ask_held`."""
+    _held.append(HERE[name](cache_dir))
+
+
+def ask_held(asked: Sequence[Conversation]) -> list[Answer]:
+    """Ask the contestant that this process holds."""
+    return _held[0](asked)
+
+
+def start_here(names: Sequence[str], cache_dir: Path, stack: ExitStack) -> dict[str, AskAll]:
+    """Start contestants in a process each; `stack` ends them."""
+    context, contestants = multiprocessing.get_context("spawn"), {}
+
+    def asker(pool: ProcessPoolExecutor) -> AskAll:
+        return lambda asked: pool.submit(ask_held, asked).result()
+
+    for name in names:
+        pool = ProcessPoolExecutor(1, context, initializer=hold, initargs=(name, cache_dir))
+        contestants[name] = asker(stack.enter_context(pool))
+    return contestants
+
+# %% ../nbs/09a_bench.ipynb #start-peers
 def start_peers(cache_dir: Path, stack: ExitStack) -> dict[str, AskAll]:
     """Return what answers over HTTP; `stack` stops the servers."""
     import torch
@@ -379,14 +417,14 @@ def ratio(loads: Sequence[Load], contestant: str, other: str, users: int) -> str
 # %% ../nbs/09a_bench.ipynb #draw-loads
 STYLES = {
     SERVE: ("#999999", "--"),
-    ARTICLE: ("#999999", "-"),
-    PADDED: ("#CC79A7", "-"),
-    RAW_CONTINUOUS: ("#0072B2", ":"),
-    OUR_TRANSFORMERS: ("#0072B2", "-"),
-    SERVE_CONTINUOUS: ("#0072B2", "--"),
-    RAW_LLAMACPP: ("#D55E00", ":"),
-    OUR_LLAMACPP: ("#D55E00", "-"),
-    LLAMA_CPP_SERVER: ("#D55E00", "--"),
+    ARTICLE: ("#333333", "-"),
+    PADDED: ("#E69F00", "-"),
+    RAW_CONTINUOUS: ("#009E73", ":"),
+    OUR_TRANSFORMERS: ("#009E73", "-"),
+    SERVE_CONTINUOUS: ("#009E73", "--"),
+    RAW_LLAMACPP: ("#CC79A7", ":"),
+    OUR_LLAMACPP: ("#CC79A7", "-"),
+    LLAMA_CPP_SERVER: ("#CC79A7", "--"),
 }
 
 
@@ -397,7 +435,7 @@ def draw_loads(loads: Sequence[Load]) -> Figure:
     frame = pd.DataFrame(loads)
     frame["first_s"] = frame["first_s"].map(statistics.median)
     for name, group in frame.groupby("contestant", sort=False):
-        color, line = STYLES.get(name, ("#009E73", "-"))
+        color, line = STYLES.get(name, ("#56B4E9", "-"))
         for axes, column in ((left, "tokens_per_s"), (right, "first_s")):
             by_users = group.groupby("users")[column]
             middle = by_users.median()
@@ -417,6 +455,9 @@ def draw_loads(loads: Sequence[Load]) -> Figure:
         axes.set(xscale="log", yscale="log", xlabel="users at once", ylabel=label)
         axes.set_xticks(sorted(frame["users"].unique()), sorted(frame["users"].unique()))
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
@@ -471,19 +512,9 @@ def stop_times(asked: engine.Engine, number: int) -> dict[str, float]:
 REQUESTS = (100, 1000)
 
 
-def load_embedded(name: str, cache_dir: Path, share_prefixes: bool = True) -> engine.Engine:
-    """Load the embedded model with the engine called `name`."""
-    if name == "llamacpp":
-        gguf = model.embedded_gguf(cache_dir)
-        return llamacpp.LlamaCppEngine("embedded", gguf, share_prefixes=share_prefixes)
-    source = {"pretrained_model_name_or_path": str(model.embedded_model(cache_dir))}
-    loaded = batching.load_transformers(source)
-    return batching.DecoderEngine("embedded", *loaded, share_prefixes=share_prefixes)
-
-
 def count_memory(name: str, cache_dir: Path, abandon: bool) -> dict[str, float]:
     """Return this process's memory in MB, and its threads, after each number of `REQUESTS`."""
-    asked, counts = load_embedded(name, cache_dir), {}
+    asked, counts = load_engine(name, cache_dir), {}
 
     def ask(number: int) -> None:
         conversation = conversations(number, len(HEROES))[number % len(HEROES)]
@@ -527,7 +558,7 @@ def measure_details(cache_dir: Path, rounds: int) -> dict[str, list[dict[str, An
     turns, stops, agreement = [], [], []
     for name in ENGINES:
         for shared in (True, False):
-            with closing(load_embedded(name, cache_dir, shared)) as asked:
+            with closing(load_engine(name, cache_dir, shared)) as asked:
                 turn_times(asked, 0, turns=2)  # to warm up
                 for number in range(1, rounds + 1):
                     times = turn_times(asked, number)
@@ -625,8 +656,8 @@ def bench(rounds: int, label: str, folder: Path) -> None:
         raise BenchError("--rounds must be at least 1.")
     cache_dir = settings.read_settings().cache_dir
     with ExitStack() as stack:
-        contestants = start_transformers(model.embedded_model(cache_dir), stack)
-        contestants |= start_llamacpp(model.embedded_gguf(cache_dir), stack)
+        model.embedded_model(cache_dir), model.embedded_gguf(cache_dir)  # fetched, if need be
+        contestants = start_here(list(HERE), cache_dir, stack)
         contestants |= start_peers(cache_dir, stack)
         in_order = {name: contestants[name] for name in STYLES if name in contestants}
         loads = run_loads(in_order, rounds)

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
+import chatbot_arch.bench as bench
 import chatbot_arch.compare as compare
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def committed_results() -> dict:
-    """Return the results of the last commit: `make compare` writes others to the same place."""
-    command = ["git", "show", "HEAD:results/compare.json"]
+def committed_results(name: str) -> dict:
+    """Return the results of the last commit: measuring again writes others to the same place."""
+    command = ["git", "show", f"HEAD:results/{name}.json"]
     shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return json.loads(shown.stdout)
 
@@ -25,7 +26,7 @@ def test_readme_is_short() -> None:
 
 
 def test_readme_shows_the_committed_results() -> None:
-    results = committed_results()
+    results = committed_results("compare")
     visits = [compare.Visit(**visit) for visit in results["visits"]]
     for row in compare.summarize(visits).to_markdown().splitlines():
         assert row in README
@@ -34,8 +35,26 @@ def test_readme_shows_the_committed_results() -> None:
         assert fact in README
 
 
+def test_readme_shows_the_committed_benchmark() -> None:
+    results = committed_results("engines")
+    loads = [bench.Load(**load) for load in results["loads"]]
+    for row in bench.tabulate(loads).to_markdown(index=False).splitlines():
+        assert row in README
+    ratios = {
+        (row["contestant"], row["to"]): row["16 at once"].split()[0]
+        for row in bench.tabulate_ratios(loads).to_dict("records")
+    }
+    for ours, other in (
+        (bench.OUR_TRANSFORMERS, bench.ARTICLE),
+        (bench.OUR_LLAMACPP, bench.OUR_TRANSFORMERS),
+    ):
+        assert f"{float(ratios[ours, other]):.1f} times" in README
+    for fact in (results["date"], results["machine"]["processor"], results["command"]):
+        assert fact in README
+
+
 @pytest.mark.parametrize(
-    "target", sorted(set(re.findall(r"(?:`|^)make ([a-z]+)", README, re.MULTILINE)))
+    "target", sorted(set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE)))
 )
 def test_command_of_the_readme_exists(target: str) -> None:
     assert f"\n{target}:" in (ROOT / "Makefile").read_text()
