@@ -157,7 +157,7 @@ class ContinuousBatch:
         self._inboxes: dict[str, queue.SimpleQueue] = {}
         self._closing, self._died = threading.Event(), threading.Event()
         parts = self.manager, self._inboxes, self._closing, self._died
-        self._dispatcher = threading.Thread(target=dispatch, args=parts, daemon=True)
+        self._dispatcher = threading.Thread(target=dispatch, args=parts)
         self._dispatcher.start()
         weakref.finalize(self, self._closing.set)
 

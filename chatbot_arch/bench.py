@@ -171,7 +171,7 @@ def raw_continuous(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
         threading.main_thread().join()
         manager.stop(hard_stop=True)
 
-    threading.Thread(target=stop_at_the_end, daemon=True).start()
+    threading.Thread(target=stop_at_the_end).start()
 
     def ask_all(asked: Sequence[Conversation]) -> list[Answer]:
         started = time.perf_counter()
