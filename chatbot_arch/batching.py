@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_BATCH', 'PAGE_TOKENS', 'CACHE_TOKENS', 'PROMPT_TOKENS_PER_STEP', 'BLENDERBOT_MAX_LENGTH', 'faster_dtype',
            'load_transformers', 'load_in_this_thread', 'start_manager', 'is_over', 'dispatch', 'engine_died',
-           'ContinuousBatch', 'encode_alone', 'DecoderEngine', 'Waiting', 'generate_padded', 'take_batch', 'work',
-           'generation_arguments', 'EncoderDecoderEngine']
+           'ContinuousBatch', 'encode_alone', 'DecoderEngine', 'Waiting', 'generate_padded', 'take_all', 'take_batch',
+           'work', 'generation_arguments', 'EncoderDecoderEngine']
 
 # %% ../nbs/02b_batching.ipynb #imports
 import copy
@@ -200,10 +200,10 @@ def encode_alone(
         with turn:
             return input_ids(tokenizer, conversation)
 
-    return prompts.remember(encode)
+    return encode
 
 # %% ../nbs/02b_batching.ipynb #decoder-engine
-class DecoderEngine:
+class DecoderEngine(prompts.Windowed):
     """Answer with a decoder-only chat model of transformers, many users in one batch."""
 
     name = "transformers"
@@ -217,35 +217,16 @@ class DecoderEngine:
         reply_timeout_s: float = 120,
         share_prefixes: bool = True,
     ) -> None:
-        self.model = name
-        self.max_new_tokens = max_new_tokens
-        self.reply_timeout_s = reply_timeout_s
         positions = getattr(network.config, "max_position_embeddings", CACHE_TOKENS)
-        self.window = min(positions, tokenizer.model_max_length, CACHE_TOKENS)
+        window = min(positions, tokenizer.model_max_length, CACHE_TOKENS)
+        encode = encode_alone(prompts.chat_input_ids, tokenizer)
+        super().__init__(encode, window, max_new_tokens)
+        self.model = name
+        self.reply_timeout_s = reply_timeout_s
         self._network, self._share_prefixes = network, share_prefixes
         self._decoder = copy.deepcopy(tokenizer).backend_tokenizer
-        self._encode = encode_alone(prompts.chat_input_ids, tokenizer)
         self._starting = threading.Lock()
         self._batches = {"greedy": ContinuousBatch(network, share_prefixes=share_prefixes)}
-
-    def input_ids(self, conversation: list[engine.Message]) -> list[int]:
-        """Return the token ids that the whole conversation makes, however many they are."""
-        return self._encode(conversation)
-
-    def reply_limit(self, options: engine.Options) -> int:
-        """Return the longest reply in tokens: at most half the window."""
-        return min(options.max_new_tokens or self.max_new_tokens, self.window // 2)
-
-    def fit(
-        self, conversation: list[engine.Message], options: engine.Options
-    ) -> tuple[list[engine.Message], int]:
-        """Return the conversation that fits beside the reply, and the number of turns it lost."""
-        return prompts.fit_turns(
-            conversation,
-            lambda messages: len(self.input_ids(messages)),
-            self.window,
-            self.reply_limit(options),
-        )
 
     def _request(
         self, input_ids: list[int], options: engine.Options
@@ -312,7 +293,7 @@ def generate_padded(
     network: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     batch: list[Waiting],
-    is_over: Callable[[], bool],
+    closing: threading.Event,
 ) -> None:
     """Generate the replies of a batch into the inboxes."""
     import torch
@@ -332,7 +313,7 @@ def generate_padded(
         def end(self) -> None: ...
 
     def left(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        gone = torch.tensor([waiting.gone.is_set() or is_over() for waiting in batch])
+        gone = torch.tensor([waiting.gone.is_set() or is_over(closing) for waiting in batch])
         return gone.repeat_interleave(len(ids) // len(batch)).to(ids.device)
 
     rows = [{"input_ids": waiting.input_ids} for waiting in batch]
@@ -343,17 +324,23 @@ def generate_padded(
         **batch[0].arguments,
     )
     for waiting, ids in zip(batch, output.tolist(), strict=True):
-        waiting.inbox.put((ids if beams > 1 else [], True))
+        waiting.inbox.put(engine_died() if is_over(closing) else (ids if beams > 1 else [], True))
 
 # %% ../nbs/02b_batching.ipynb #padded-batch
+def take_all(waiting: "queue.SimpleQueue[Waiting]", timeout_s: float) -> list[Waiting]:
+    """Return all requests that wait; if there are none, wait `timeout_s` for one."""
+    taken = []
+    try:
+        taken.append(waiting.get(timeout=timeout_s))
+        while True:
+            taken.append(waiting.get_nowait())
+    except queue.Empty:
+        return taken
+
+
 def take_batch(waiting: "queue.SimpleQueue[Waiting]", held: list[Waiting]) -> list[Waiting]:
     """Return up to `MAX_BATCH` requests with the arguments of the oldest; keep others in `held`."""
-    try:
-        held.append(waiting.get(timeout=0 if held else 0.1))
-        while True:
-            held.append(waiting.get_nowait())
-    except queue.Empty:
-        pass
+    held += take_all(waiting, timeout_s=0 if held else 0.1)
     alike = [each for each in held if each.arguments == held[0].arguments][:MAX_BATCH]
     held[:] = [each for each in held if each not in alike]
     return [each for each in alike if not each.gone.is_set()]
@@ -364,7 +351,7 @@ def work(
     waiting: "queue.SimpleQueue[Waiting]",
     closing: threading.Event,
 ) -> None:
-    """Generate batch after batch until `closing` is set."""
+    """Generate batch after batch until `closing` is set, then tell all who still wait."""
     held: list[Waiting] = []
     while not is_over(closing):
         batch = take_batch(waiting, held)
@@ -374,6 +361,8 @@ def work(
         except Exception as error:
             for each in batch:
                 each.inbox.put(engine.ReplyError(f"The model failed at this reply: {error}."))
+    for each in held + take_all(waiting, timeout_s=0):
+        each.inbox.put(engine_died())
 
 # %% ../nbs/02b_batching.ipynb #generation-arguments
 BLENDERBOT_MAX_LENGTH = 1000
@@ -408,14 +397,15 @@ class EncoderDecoderEngine:
         self.reply_timeout_s = reply_timeout_s
         self.window = min(network.config.max_position_embeddings, tokenizer.model_max_length)
         self._network = network
-        self._encode = encode_alone(prompts.blenderbot_input_ids, tokenizer)
+        encode = encode_alone(prompts.blenderbot_input_ids, tokenizer)
+        self._encode = prompts.remember(encode)
         self._decoder, self._decoding = copy.deepcopy(tokenizer), threading.Lock()
         self._waiting: queue.SimpleQueue[Waiting] = queue.SimpleQueue()
         self._closing = closing = threading.Event()
         padder = copy.deepcopy(tokenizer)
 
         def generate(batch: list[Waiting]) -> None:
-            generate_padded(network, padder, batch, lambda: is_over(closing))
+            generate_padded(network, padder, batch, closing)
 
         self._worker = threading.Thread(target=work, args=(generate, self._waiting, closing))
         self._worker.start()
@@ -445,14 +435,14 @@ class EncoderDecoderEngine:
         stop: threading.Event,
     ) -> Generator[str, None, engine.Finish]:
         """Yield the reply word by word, or whole if the model searches with beams."""
-        self.check()
         deadline = time.monotonic() + self.reply_timeout_s
         input_ids = self.input_ids(conversation)[-self.window :]
         request = Waiting(input_ids, generation_arguments(self._network, options))
-        self._waiting.put(request)
         ids: list[int] = []
         said = 0
         try:
+            self._waiting.put(request)
+            self.check()  # after it waits, so that it is either told or refused here
             for new, last in engine.receive(request.inbox, stop, deadline):
                 ids += new
                 text = self.text(ids)

@@ -14,9 +14,12 @@ import chatbot_arch.model as model
 import chatbot_arch.settings as settings
 
 # %% ../nbs/02d_engines.ipynb #explain-load
-def explain_load(name: str, place: Path, error: Exception) -> str:
-    """Return one sentence on why the model called `name` could not be loaded from `place`."""
+def explain_load(choice: settings.Settings, error: Exception) -> str:
+    """Return one sentence on why the chosen model could not be loaded."""
     cause = str(error).strip().split("\n")[0].rstrip(".")
+    name, place = choice.model, Path(choice.model).expanduser()
+    if name == settings.EMBEDDED_MODEL:
+        place = choice.cache_dir / model.FOLDER_FOR[choice.engine]
     if not place.exists() and isinstance(error, OSError):
         return (
             f"{name} is no folder here, and the model hub did not give it. Check the name, the "
@@ -39,11 +42,7 @@ def load_with_transformers(choice: settings.Settings, report: Report) -> engine.
 
     source = model.locate_model(choice)
     report("reading the weights")
-    try:
-        network, tokenizer = batching.load_transformers(source)
-    except Exception as error:  # the library raises many kinds, and none is meant for a reader
-        place = Path(source["pretrained_model_name_or_path"]) / source.get("gguf_file", "")
-        raise model.ModelError(explain_load(choice.model, place, error)) from error
+    network, tokenizer = batching.load_transformers(source)
     if network.config.model_type == "blenderbot":
         return batching.EncoderDecoderEngine(
             choice.model, network, tokenizer, choice.reply_timeout_s
@@ -78,7 +77,12 @@ def load_engine(choice: settings.Settings, report: Report = lambda stage: None) 
         return engine.FakeEngine(reply_timeout_s=choice.reply_timeout_s)
     report("looking for the model")
     load = load_with_llamacpp if choice.engine == "llamacpp" else load_with_transformers
-    loaded = load(choice, report)
+    try:
+        loaded = load(choice, report)
+    except settings.ChatbotError:
+        raise
+    except Exception as error:  # the libraries raise many kinds, and none is meant for a reader
+        raise model.ModelError(explain_load(choice, error)) from error
     report("saying a first word")
     try:
         hello = engine.to_conversation([], [], "Hi")

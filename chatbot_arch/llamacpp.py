@@ -127,7 +127,7 @@ def engine_closed() -> engine.EngineDiedError:
     return engine.EngineDiedError("The engine was closed. Restart the server that holds it.")
 
 # %% ../nbs/02c_llamacpp.ipynb #llamacpp-engine
-class LlamaCppEngine:
+class LlamaCppEngine(prompts.Windowed):
     """Answer with a GGUF file through llama.cpp, many users in one batch."""
 
     name = "llamacpp"
@@ -141,7 +141,6 @@ class LlamaCppEngine:
         share_prefixes: bool = True,
     ) -> None:
         self.model = name
-        self.max_new_tokens = max_new_tokens
         self.reply_timeout_s = reply_timeout_s
         key = secrets.token_urlsafe()
         self._server = start_server(gguf, key, share_prefixes)
@@ -153,11 +152,9 @@ class LlamaCppEngine:
         )
         weakref.finalize(self, self._http.close)
         properties = self._http.get("/props").raise_for_status().json()
-        self.window = min(properties["default_generation_settings"]["n_ctx"], CONTEXT_TOKENS)
-        control_tokens = read_control_tokens(gguf)
-        self._encode = prompts.remember(
-            lambda talk: prompts.encode_prompt(talk, control_tokens, self._render, self.tokenize)
-        )
+        window = min(properties["default_generation_settings"]["n_ctx"], CONTEXT_TOKENS)
+        self._control_tokens = read_control_tokens(gguf)
+        super().__init__(self._encode_prompt, window, max_new_tokens)
         self._places = Places()
         self._closed = threading.Event()
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -173,24 +170,9 @@ class LlamaCppEngine:
     def _render(self, conversation: list[engine.Message]) -> str:
         return self._ask("/apply-template", messages=conversation)["prompt"]
 
-    def input_ids(self, conversation: list[engine.Message]) -> list[int]:
-        """Return the token ids that the whole conversation makes, however many they are."""
-        return self._encode(conversation)
-
-    def reply_limit(self, options: engine.Options) -> int:
-        """Return the longest reply in tokens: at most half the window."""
-        return min(options.max_new_tokens or self.max_new_tokens, self.window // 2)
-
-    def fit(
-        self, conversation: list[engine.Message], options: engine.Options
-    ) -> tuple[list[engine.Message], int]:
-        """Return the conversation that fits beside the reply, and the number of turns it lost."""
-        self.check()
-        return prompts.fit_turns(
-            conversation,
-            lambda messages: len(self.input_ids(messages)),
-            self.window,
-            self.reply_limit(options),
+    def _encode_prompt(self, conversation: list[engine.Message]) -> list[int]:
+        return prompts.encode_prompt(
+            conversation, self._control_tokens, self._render, self.tokenize
         )
 
     def _start(

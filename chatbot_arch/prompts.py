@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Encode', 'REMEMBERED', 'encode_prompt', 'chat_input_ids', 'blenderbot_input_ids', 'drop_turns', 'turns_to_drop',
-           'fit_turns', 'remember']
+           'fit_turns', 'remember', 'Windowed']
 
 # %% ../nbs/02a_prompts.ipynb #imports
 import bisect
@@ -123,3 +123,32 @@ def remember(encode: Encode) -> Encode:
         return tuple(encode([engine.Message(role=role, content=text) for role, text in parts]))
 
     return lambda conversation: list(by_parts(*((m["role"], m["content"]) for m in conversation)))
+
+# %% ../nbs/02a_prompts.ipynb #windowed
+class Windowed(engine.Engine):
+    """The half of an engine that fits a prompt and its reply into one window, in tokens."""
+
+    def __init__(self, encode: Encode, window: int, max_new_tokens: int) -> None:
+        self._encode = remember(encode)
+        self.window = window
+        self.max_new_tokens = max_new_tokens
+
+    def input_ids(self, conversation: list[engine.Message]) -> list[int]:
+        """Return the token ids that the whole conversation makes, however many they are."""
+        return self._encode(conversation)
+
+    def reply_limit(self, options: engine.Options) -> int:
+        """Return the longest reply in tokens: at most half the window."""
+        return min(options.max_new_tokens or self.max_new_tokens, self.window // 2)
+
+    def fit(
+        self, conversation: list[engine.Message], options: engine.Options
+    ) -> tuple[list[engine.Message], int]:
+        """Return the conversation that fits beside the reply, and the number of turns it lost."""
+        self.check()
+        return fit_turns(
+            conversation,
+            lambda messages: len(self.input_ids(messages)),
+            self.window,
+            self.reply_limit(options),
+        )

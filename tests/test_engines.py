@@ -448,3 +448,33 @@ def test_padded_batch_can_be_left(monkeypatch: pytest.MonkeyPatch) -> None:
         next(pieces)
         pieces.close()
         assert engine.complete(asked, talk)[0]
+
+
+def test_closed_blenderbot_tells_who_answers_and_who_waits() -> None:
+    parts = batching.load_transformers({"pretrained_model_name_or_path": TINY})
+    asked = batching.EncoderDecoderEngine("tiny", *parts)
+    talk = engine.to_conversation([], [], "hello")
+    running = [
+        asked.stream(talk, engine.Options(max_new_tokens=number), threading.Event())
+        for number in range(20, 60)  # none can share a batch with another
+    ]
+    with ThreadPoolExecutor(len(running)) as pool:
+        reading = [pool.submit(read, pieces) for pieces in running]
+        asked.close()
+        errors = [future.exception(DEADLINE_S / 4) for future in reading]
+    assert any(isinstance(error, engine.EngineDiedError) for error in errors)
+    assert all(error is None or isinstance(error, engine.EngineDiedError) for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"), [("transformers", "DecoderEngine"), ("llamacpp", "LlamaCppEngine")]
+)
+def test_model_that_the_library_cannot_run_is_a_sentence(
+    name: str, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise ValueError("this architecture is not supported")
+
+    monkeypatch.setattr(batching if name == "transformers" else llamacpp, broken, refuse)
+    with pytest.raises(model.ModelError, match=r"could not be loaded: ValueError: this archi"):
+        engines.load_engine(settings.Settings(engine=name))
