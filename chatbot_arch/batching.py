@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_BATCH', 'PAGE_TOKENS', 'CACHE_TOKENS', 'PROMPT_TOKENS_PER_STEP', 'BLENDERBOT_MAX_LENGTH', 'faster_dtype',
-           'load_transformers', 'load_in_this_thread', 'start_manager', 'is_over', 'dispatch', 'engine_died',
+           'load_transformers', 'load_in_this_thread', 'start_manager', 'is_over', 'dispatch', 'why_ended',
            'ContinuousBatch', 'encode_alone', 'DecoderEngine', 'Waiting', 'generate_padded', 'take_all', 'take_batch',
            'work', 'generation_arguments', 'EncoderDecoderEngine']
 
@@ -136,11 +136,13 @@ def dispatch(
             manager.stop(hard_stop=True)
     died.set()
     for inbox in list(inboxes.values()):
-        inbox.put(engine_died())
+        inbox.put(why_ended(closing))
 
 
-def engine_died() -> engine.EngineDiedError:
-    """Return the error for callers of an engine whose thread has ended."""
+def why_ended(closing: threading.Event) -> engine.EngineDiedError:
+    """Return the error for callers of an engine whose thread has ended, closed or by itself."""
+    if is_over(closing):
+        return engine.engine_closed()
     return engine.EngineDiedError(
         "The model's thread has ended and answers no more. Restart the server that holds it; "
         "what it printed last says why."
@@ -181,7 +183,7 @@ class ContinuousBatch:
     def check(self) -> None:
         """Raise `EngineDiedError` if the batch has ended."""
         if self._died.is_set():
-            raise engine_died()
+            raise why_ended(self._closing)
 
     def close(self) -> None:
         """End both threads, and the replies under way; return when they are gone."""
@@ -225,6 +227,8 @@ class DecoderEngine(prompts.Windowed):
         self.reply_timeout_s = reply_timeout_s
         self._network, self._share_prefixes = network, share_prefixes
         self._decoder = copy.deepcopy(tokenizer).backend_tokenizer
+        ends = network.generation_config.eos_token_id
+        self._ends = ends if isinstance(ends, list) else [ends]
         self._starting = threading.Lock()
         self._batches = {"greedy": ContinuousBatch(network, share_prefixes=share_prefixes)}
 
@@ -235,6 +239,7 @@ class DecoderEngine(prompts.Windowed):
         if options.temperature == 0:
             return self._batches["greedy"].request(input_ids, limit)
         with self._starting:
+            self.check()  # a closed engine starts nothing
             if "sampled" not in self._batches:
                 batch = ContinuousBatch(self._network, True, self._share_prefixes)
                 self._batches["sampled"] = batch
@@ -263,7 +268,8 @@ class DecoderEngine(prompts.Windowed):
                         yield piece
                 if output.is_finished():
                     full = reply_tokens == self.reply_limit(options)
-                    return engine.Finish("length" if full else "stop", len(input_ids), reply_tokens)
+                    cut = full and output.generated_tokens[-1] not in self._ends
+                    return engine.Finish("length" if cut else "stop", len(input_ids), reply_tokens)
         return engine.unfinished(stop, len(input_ids), reply_tokens)
 
     def check(self) -> None:
@@ -273,8 +279,9 @@ class DecoderEngine(prompts.Windowed):
 
     def close(self) -> None:
         """End all threads, and the replies under way."""
-        for batch in list(self._batches.values()):
-            batch.close()
+        with self._starting:
+            for batch in self._batches.values():
+                batch.close()
 
 # %% ../nbs/02b_batching.ipynb #waiting
 @dataclass(eq=False)
@@ -324,7 +331,8 @@ def generate_padded(
         **batch[0].arguments,
     )
     for waiting, ids in zip(batch, output.tolist(), strict=True):
-        waiting.inbox.put(engine_died() if is_over(closing) else (ids if beams > 1 else [], True))
+        whole = ids[1:] if beams > 1 else []  # without the token that every reply starts from
+        waiting.inbox.put(engine.engine_closed() if is_over(closing) else (whole, True))
 
 # %% ../nbs/02b_batching.ipynb #padded-batch
 def take_all(waiting: "queue.SimpleQueue[Waiting]", timeout_s: float) -> list[Waiting]:
@@ -362,7 +370,7 @@ def work(
             for each in batch:
                 each.inbox.put(engine.ReplyError(f"The model failed at this reply: {error}."))
     for each in held + take_all(waiting, timeout_s=0):
-        each.inbox.put(engine_died())
+        each.inbox.put(engine.engine_closed())
 
 # %% ../nbs/02b_batching.ipynb #generation-arguments
 BLENDERBOT_MAX_LENGTH = 1000
@@ -439,19 +447,22 @@ class EncoderDecoderEngine:
         input_ids = self.input_ids(conversation)[-self.window :]
         request = Waiting(input_ids, generation_arguments(self._network, options))
         ids: list[int] = []
-        said = 0
+        end_token, said = self._network.generation_config.eos_token_id, 0
         try:
             self._waiting.put(request)
             self.check()  # after it waits, so that it is either told or refused here
-            for new, last in engine.receive(request.inbox, stop, deadline):
+            for new, is_last in engine.receive(request.inbox, stop, deadline):
                 ids += new
+                done = end_token in ids
+                last = is_last or done
+                if done:
+                    del ids[ids.index(end_token) + 1 :]
                 text = self.text(ids)
                 end = len(text) if last else text.rfind(" ")
                 if end > said:
                     yield text[said:end]
                     said = end
                 if last:
-                    done = self._network.generation_config.eos_token_id in ids
                     return engine.Finish("stop" if done else "length", len(input_ids), len(ids))
         finally:
             request.gone.set()
@@ -460,7 +471,7 @@ class EncoderDecoderEngine:
     def check(self) -> None:
         """Raise `EngineDiedError` if the engine's thread has ended."""
         if self._closing.is_set() or not self._worker.is_alive():
-            raise engine_died()
+            raise why_ended(self._closing)
 
     def close(self) -> None:
         """End the thread, and the replies under way."""

@@ -25,6 +25,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -167,7 +168,7 @@ def raw_continuous(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
     """Answer with transformers' continuous batching and nothing around it."""
     manager = batching.start_manager(network, sampling=False, share_prefixes=True)
 
-    def stop_at_the_end() -> None:
+    def stop_at_the_end() -> None:  # else the manager's thread would keep this process alive
         threading.main_thread().join()
         manager.stop(hard_stop=True)
 
@@ -182,6 +183,8 @@ def raw_continuous(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
         answers = []
         while len(answers) < len(asked):
             output = manager.get_result(timeout=60)
+            if output is None:
+                raise BenchError(f"{RAW_CONTINUOUS} said nothing for a minute.")
             first_s = waiting[output.request_id] or time.perf_counter() - started
             waiting[output.request_id] = first_s
             if output.is_finished():
@@ -212,14 +215,17 @@ def raw_llamacpp(gguf: Path) -> AskAll:
     return together(ask)
 
 # %% ../nbs/09a_bench.ipynb #ask-server
-def ask_server(client: httpx.Client, name: str, conversation: Conversation) -> Answer:
-    """Ask a server that speaks the OpenAI API; raise `BenchError` if it answers no reply."""
-    request = {"model": name, "messages": conversation, "stream": True, "temperature": 0}
+def ask_server(client: httpx.Client, served: str, conversation: Conversation) -> Answer:
+    """Ask a server that speaks the OpenAI API and calls its model `served`.
+
+    Raises `BenchError` if it answers no reply.
+    """
+    request = {"model": served, "messages": conversation, "stream": True, "temperature": 0}
     started, first_s, tokens = time.perf_counter(), 0.0, 0
     body = {**request, "max_tokens": REPLY_TOKENS}
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.is_error:
-            raise BenchError(f"{client.base_url} answered {response.status_code}.")
+            raise BenchError(f"It answered {response.status_code} {response.reason_phrase}.")
         for line in response.iter_lines():
             choices = json.loads(line[6:])["choices"] if line.startswith("data: {") else []
             if choices and choices[0]["delta"].get("content"):
@@ -233,16 +239,24 @@ class BenchError(settings.ChatbotError):
 
 # %% ../nbs/09a_bench.ipynb #start-peer
 @contextmanager
-def start_peer(name: str, command: Sequence[str], ready_path: str, model: str) -> Iterator[AskAll]:
-    """Start a server on a free port, yield what asks it, and stop it."""
+def start_peer(name: str, command: Sequence[str], ready_path: str, served: str) -> Iterator[AskAll]:
+    """Start a server whose model is called `served` on a free port; yield what asks it; stop it."""
     port = launch.find_free_port()
     url = f"http://{launch.HOST}:{port}"
     where = ["--host", launch.HOST, "--port", str(port)]
-    server = launch.start_server(name, [*command, *where], url, ready_path, {"HF_HUB_OFFLINE": "1"})
+    offline = {"HF_HUB_OFFLINE": "1"}  # the weights lie here, so nobody need ask the hub
+    server = launch.start_server(name, [*command, *where], url, ready_path, offline)
+
+    def ask(conversation: Conversation) -> Answer:
+        try:
+            return ask_server(client, served, conversation)
+        except (httpx.HTTPError, BenchError) as error:
+            raise BenchError(f"{name} failed: {error} Its log:\n{server.log_tail()}") from error
+
     try:
         launch.wait_until_ready(server, timeout_s=300)
         with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:
-            yield together(lambda conversation: ask_server(client, model, conversation))
+            yield together(ask)
     finally:
         launch.stop_server(server)
 
@@ -276,7 +290,9 @@ def make_environment(folder: Path) -> Path | None:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         subprocess.run(install, check=True, capture_output=True, timeout=BUILD_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"llama-cpp-python is left out, since it could not be built: {error}")
+        said = getattr(error, "stderr", None) or b""
+        why = said.decode(errors="replace").strip().rpartition("\n")[2] or error
+        print(f"llama-cpp-python is left out, since it could not be built: {why}")
         return None
     made.touch()
     return python
@@ -285,7 +301,8 @@ def make_environment(folder: Path) -> Path | None:
 def llama_cpp_python_command(python: Path, gguf: Path) -> list[str]:
     """Return the command of llama-cpp-python's server, without its host and port."""
     window = str(llamacpp.CONTEXT_TOKENS // 2)
-    options = ["--model", str(gguf), "--n_ctx", window, "--interrupt_requests", "false"]
+    options = ["--model", str(gguf), "--n_ctx", window]
+    options += ["--interrupt_requests", "false"]  # else a new question ends the reply under way
     return [str(python), "-m", "llama_cpp.server", *options]
 
 # %% ../nbs/09a_bench.ipynb #contestants
@@ -347,8 +364,12 @@ def start_here(names: Sequence[str], cache_dir: Path, stack: ExitStack) -> dict[
         return lambda asked: pool.submit(ask_held, asked).result()
 
     for name in names:
-        pool = ProcessPoolExecutor(1, context, initializer=hold, initargs=(name, cache_dir))
-        contestants[name] = asker(stack.enter_context(pool))
+        pool = stack.enter_context(ProcessPoolExecutor(1, context))
+        try:
+            pool.submit(hold, name, cache_dir).result()
+        except BrokenProcessPool as error:
+            raise BenchError(f"{name} could not be started; memory may be short.") from error
+        contestants[name] = asker(pool)
     return contestants
 
 # %% ../nbs/09a_bench.ipynb #start-peers
@@ -374,13 +395,13 @@ def start_peers(cache_dir: Path, stack: ExitStack) -> dict[str, AskAll]:
 def run_loads(
     contestants: dict[str, AskAll], rounds: int, users: Sequence[int] = USERS
 ) -> list[Load]:
-    """Let every contestant answer each number of users, `rounds` times after one to warm up."""
+    """Let every contestant answer each number of users, `rounds` times once it is warm."""
     names, loads = list(contestants), []
     for name in names:
         measure(name, contestants[name], conversations(0, users=4))
     print("warm", flush=True)
     for number in range(1, rounds + 1):
-        begin = number % len(names)
+        begin = (number - 1) % len(names)
         for size_number, size in enumerate(users):
             asked = conversations(number * len(users) + size_number, size)
             for name in names[begin:] + names[:begin]:
@@ -416,7 +437,6 @@ def ratio(loads: Sequence[Load], contestant: str, other: str, users: int) -> str
 
 # %% ../nbs/09a_bench.ipynb #draw-loads
 STYLES = {
-    SERVE: ("#999999", "--"),
     ARTICLE: ("#333333", "-"),
     PADDED: ("#E69F00", "-"),
     RAW_CONTINUOUS: ("#009E73", ":"),
@@ -425,7 +445,8 @@ STYLES = {
     RAW_LLAMACPP: ("#CC79A7", ":"),
     OUR_LLAMACPP: ("#CC79A7", "-"),
     LLAMA_CPP_SERVER: ("#CC79A7", "--"),
-}
+    SERVE: ("#999999", "--"),
+}  # in the order in which they are asked: those who will be compared follow each other
 
 
 def draw_loads(loads: Sequence[Load]) -> Figure:
@@ -499,7 +520,8 @@ def stop_times(asked: engine.Engine, number: int) -> dict[str, float]:
     with ThreadPoolExecutor(len(HEROES)) as pool:
         talks = conversations(number, len(HEROES))
         ends = [pool.submit(read, index, talk) for index, talk in enumerate(talks)]
-        enough.wait(60)
+        if not enough.wait(60):
+            raise BenchError("No reply was long enough to be stopped.")
         stopped = time.perf_counter()
         stops[0].set()
         stop_s = ends[0].result() - stopped
@@ -540,7 +562,7 @@ def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
 
 # %% ../nbs/09a_bench.ipynb #count-agreement
 def count_agreement(asked: engine.Engine, number: int) -> tuple[int, int]:
-    """Return how many greedy replies among `users` at once equal the reply alone, and users."""
+    """Return how many of 16 greedy replies, asked at once, equal the reply alone; and 16."""
     options = engine.Options(max_new_tokens=REPLY_TOKENS)
     talks = conversations(number, len(HEROES))
     alone = [engine.complete(asked, talk, options)[0] for talk in talks]
@@ -582,18 +604,18 @@ def measure_details(cache_dir: Path, rounds: int) -> dict[str, list[dict[str, An
 
 # %% ../nbs/09a_bench.ipynb #tabulate-turns
 def tabulate_turns(turns: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return a row per engine, with prefixes shared and not: first words of turn 1 and turn 10."""
+    """Return a row per engine, with prefixes shared and not: first words of turn 1 and the last."""
     frame = pd.DataFrame(turns)
     frame["first"] = frame["first_s"].map(lambda times: times[0])
     frame["last"] = frame["first_s"].map(lambda times: times[-1])
-    rows = []
+    rows, turn_count = [], len(turns[0]["first_s"])
     for (name, shared), group in frame.groupby(["engine", "prefix shared"], sort=False):
         rows.append(
             {
                 "engine": name,
                 "prefix": "shared" if shared else "read again",
                 "turn 1, s": compare.spread(group["first"], 2),
-                f"turn {TURNS}, s": compare.spread(group["last"], 2),
+                f"turn {turn_count}, s": compare.spread(group["last"], 2),
                 "ratio": compare.spread(group["last"] / group["first"], 1),
                 "n": len(group),
             }
@@ -631,7 +653,6 @@ def write_results(
     loads: Sequence[Load], details: dict[str, Any], command: str, label: str, folder: Path
 ) -> list[Path]:
     """Write `engines.json` and `engines.png`, their names ending in `label`; return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"engines{label}.{suffix}" for suffix in ("json", "png")]
     content = {
         "command": command,
@@ -651,24 +672,32 @@ def write_results(
 
 # %% ../nbs/09a_bench.ipynb #main
 def bench(rounds: int, label: str, folder: Path) -> None:
-    """Run the whole benchmark, print its tables and write its results into `folder`."""
+    """Run the whole benchmark, print its tables and write its results into `folder`.
+
+    Raises `BenchError` if a contestant fails or the results cannot be written.
+    """
     if rounds < 1:
         raise BenchError("--rounds must be at least 1.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchError(f"{folder} is no place to write results to: {error}.") from error
     cache_dir = settings.read_settings().cache_dir
     with ExitStack() as stack:
-        model.embedded_model(cache_dir), model.embedded_gguf(cache_dir)  # fetched, if need be
+        model.embedded_model(cache_dir)  # fetched and converted here, where its progress shows
+        model.embedded_gguf(cache_dir)
         contestants = start_here(list(HERE), cache_dir, stack)
         contestants |= start_peers(cache_dir, stack)
         in_order = {name: contestants[name] for name in STYLES if name in contestants}
         loads = run_loads(in_order, rounds)
     details = measure_details(cache_dir, rounds)
     command = f"chatbot-bench-engines --rounds {rounds}"
-    paths = write_results(loads, details, command, label, folder)
     for table in (tabulate(loads), tabulate_ratios(loads), tabulate_turns(details["turns"])):
         print(f"\n{table.to_markdown(index=False)}")
     for name, digits in (("stops", 3), ("memory", 0), ("agreement", 0)):
         rows = pd.DataFrame(details[name])
         print(f"\n{rows.to_markdown(index=False, floatfmt=f'.{digits}f')}")
+    paths = write_results(loads, details, command, label, folder)
     print("\nWritten:", ", ".join(str(path) for path in paths))
 
 
@@ -676,7 +705,9 @@ def main() -> None:
     """Measure the engines and their peers: the command `chatbot-bench-engines`."""
     parser = argparse.ArgumentParser(description="Measure the engines and their peers.")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each (default: 5)")
-    parser.add_argument("--label", default="", help="end of the results' names, such as -gpu")
+    parser.add_argument(
+        "--label", default="", help="end of the results' names, such as --label=-gpu"
+    )
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder to write to")
     options = parser.parse_args()
     settings.run_command(lambda: bench(options.rounds, options.label, options.results))

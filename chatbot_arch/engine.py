@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Item', 'POLL_S', 'KNOWN_TEXT', 'Message', 'to_conversation', 'Options', 'Finish', 'TooLongError', 'ReplyError',
-           'EngineBusyError', 'EngineDiedError', 'Engine', 'complete', 'receive', 'unfinished', 'FakeEngine']
+           'EngineBusyError', 'EngineDiedError', 'engine_closed', 'Engine', 'complete', 'receive', 'unfinished',
+           'FakeEngine']
 
 # %% ../nbs/02_engine.ipynb #imports
 import math
@@ -77,6 +78,11 @@ class EngineBusyError(settings.ChatbotError):
 class EngineDiedError(settings.ChatbotError):
     """Say that this engine will never answer again."""
 
+
+def engine_closed() -> EngineDiedError:
+    """Return the error for callers of an engine that was closed."""
+    return EngineDiedError("The engine was closed. Restart the server that holds it.")
+
 # %% ../nbs/02_engine.ipynb #protocol
 class Engine(Protocol):
     """Turn a conversation into text; safe to call from many threads at once."""
@@ -87,7 +93,7 @@ class Engine(Protocol):
     def fit(self, conversation: list[Message], options: Options) -> tuple[list[Message], int]:
         """Return the conversation that fits and the number of turns it lost, oldest first.
 
-        Raises `TooLongError` if the last question alone does not fit.
+        Raises `TooLongError` if the last question alone does not fit, unless the engine cuts it.
         """
 
     def stream(

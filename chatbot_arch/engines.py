@@ -85,11 +85,12 @@ def load_engine(choice: settings.Settings, report: Report = lambda stage: None) 
         raise model.ModelError(explain_load(choice, error)) from error
     report("saying a first word")
     try:
-        hello = engine.to_conversation([], [], "Hi")
+        hello = engine.to_conversation([], [], "Hi", choice.system_prompt)
         engine.complete(loaded, hello, engine.Options(max_new_tokens=1))
     except Exception as error:
         loaded.close()
         raise model.ModelError(
-            f"{choice.model} was loaded with {choice.engine} and cannot answer: {error}"
+            f"{choice.model} was loaded with {choice.engine} and cannot answer: {error} "
+            "Set CHATBOT_MODEL or CHATBOT_ENGINE to another."
         ) from error
     return loaded

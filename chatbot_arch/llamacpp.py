@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SLOTS', 'CONTEXT_TOKENS', 'PROMPT_TOKENS_PER_STEP', 'start_server', 'Places', 'generate', 'read_control_tokens',
-           'engine_closed', 'LlamaCppEngine']
+           'LlamaCppEngine']
 
 # %% ../nbs/02c_llamacpp.ipynb #imports
 import queue
@@ -35,7 +35,7 @@ PROMPT_TOKENS_PER_STEP = 256
 def start_server(gguf: Path, key: str, share_prefixes: bool = True) -> "xllamacpp.Server":
     """Load a GGUF file into a server whose HTTP side wants `key`.
 
-    Raises `ModelError` if the package is missing or the file cannot be loaded.
+    Raises `ModelError` if the package is missing, `RuntimeError` if the file cannot be loaded.
     """
     try:
         import xllamacpp
@@ -51,12 +51,7 @@ def start_server(gguf: Path, key: str, share_prefixes: bool = True) -> "xllamacp
     params.cache_prompt = share_prefixes
     params.api_keys = [key]
     params.verbosity = -1
-    try:
-        return xllamacpp.Server(params)
-    except RuntimeError as error:
-        raise model.ModelError(
-            f"llama.cpp could not load {gguf}: {error}. Check CHATBOT_MODEL; it wants a GGUF file."
-        ) from None
+    return xllamacpp.Server(params)
 
 # %% ../nbs/02c_llamacpp.ipynb #places
 class Places:
@@ -68,7 +63,10 @@ class Places:
         self._changed = threading.Condition()
 
     def take(self, tokens: int, stop: threading.Event, deadline: float) -> bool:
-        """Wait for a slot and `tokens`; return False if `stop` or `deadline` came first."""
+        """Wait for a slot and `tokens`; return False if `stop` or `deadline` came first.
+
+        `deadline` is a time of `time.monotonic()`, in s.
+        """
         me = object()
         with self._changed:
             self._line.append(me)
@@ -121,11 +119,6 @@ def read_control_tokens(gguf: Path) -> list[str]:
     tokens = fields["tokenizer.ggml.tokens"]
     return [tokens.contents(i) for i, kind in enumerate(kinds) if kind == TokenType.CONTROL]
 
-# %% ../nbs/02c_llamacpp.ipynb #engine-closed
-def engine_closed() -> engine.EngineDiedError:
-    """Return the error for callers of an engine that was closed."""
-    return engine.EngineDiedError("The engine was closed. Restart the server that holds it.")
-
 # %% ../nbs/02c_llamacpp.ipynb #llamacpp-engine
 class LlamaCppEngine(prompts.Windowed):
     """Answer with a GGUF file through llama.cpp, many users in one batch."""
@@ -151,16 +144,21 @@ class LlamaCppEngine(prompts.Windowed):
             trust_env=False,  # a proxy has no business between us and loopback
         )
         weakref.finalize(self, self._http.close)
+        self._closed, self._starting = threading.Event(), threading.Lock()
         properties = self._http.get("/props").raise_for_status().json()
         window = min(properties["default_generation_settings"]["n_ctx"], CONTEXT_TOKENS)
         self._control_tokens = read_control_tokens(gguf)
+        self._beginning = self._ask("/tokenize", content="", add_special=True)["tokens"]
         super().__init__(self._encode_prompt, window, max_new_tokens)
         self._places = Places()
-        self._closed = threading.Event()
         self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
     def _ask(self, path: str, **question: object) -> dict[str, Any]:
-        return self._http.post(path, json=question).raise_for_status().json()
+        try:
+            return self._http.post(path, json=question).raise_for_status().json()
+        except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client is closed
+            self.check()
+            raise engine.ReplyError(f"llama.cpp cannot read this conversation: {error}") from error
 
     def tokenize(self, text: str, as_text: bool) -> list[int]:
         """Return the ids of a text; control tokens in it are plain text if `as_text`."""
@@ -171,9 +169,8 @@ class LlamaCppEngine(prompts.Windowed):
         return self._ask("/apply-template", messages=conversation)["prompt"]
 
     def _encode_prompt(self, conversation: list[engine.Message]) -> list[int]:
-        return prompts.encode_prompt(
-            conversation, self._control_tokens, self._render, self.tokenize
-        )
+        ids = prompts.encode_prompt(conversation, self._control_tokens, self._render, self.tokenize)
+        return self._beginning + ids
 
     def _start(
         self, input_ids: list[int], options: engine.Options, gone: threading.Event, tokens: int
@@ -198,11 +195,17 @@ class LlamaCppEngine(prompts.Windowed):
                 generate(self._server, request, inbox, is_over)
             finally:
                 self._places.give_back(tokens)
-                inbox.put(engine_closed())
+                inbox.put(engine.engine_closed())
 
         thread = threading.Thread(target=run, name="llamacpp-reply")
-        self._threads.add(thread)
-        thread.start()
+        try:
+            with self._starting:
+                self.check()  # a closed engine starts nothing
+                thread.start()
+                self._threads.add(thread)
+        except BaseException:
+            self._places.give_back(tokens)
+            raise
         return inbox
 
     def stream(
@@ -236,11 +239,12 @@ class LlamaCppEngine(prompts.Windowed):
     def check(self) -> None:
         """Raise `EngineDiedError` if the engine was closed."""
         if self._closed.is_set():
-            raise engine_closed()
+            raise engine.engine_closed()
 
     def close(self) -> None:
         """End the replies under way within a token, and free the weights."""
-        self._closed.set()
+        with self._starting:
+            self._closed.set()
         for thread in list(self._threads):
             thread.join()
         self._http.close()

@@ -82,7 +82,7 @@ def turns_to_drop(
     count_tokens: Callable[[list[engine.Message]], int],
     room: int,
 ) -> int:
-    """Return how many of the oldest turns must go to leave at most `room` tokens, if all must."""
+    """Return the fewest oldest turns to drop to leave at most `room` tokens; all, if none will."""
     turns = sum(message["role"] == "assistant" for message in conversation)
     if count_tokens(conversation) <= room:
         return 0

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
 
     # The embedded model, a model hub's id, a local folder, or a .gguf file.
     model: str = EMBEDDED_MODEL
-    # `transformers` runs any model, `llamacpp` a GGUF file; `fake` says a known text.
+    # `transformers` runs chat models of a hub, `llamacpp` a GGUF file; `fake` says a known text.
     engine: Literal["transformers", "llamacpp", "fake"] = "transformers"
     # Where the front end finds the backend.
     backend_url: Url = "http://127.0.0.1:8000"

@@ -4,6 +4,7 @@ import gc
 import itertools
 import math
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from gguf import GGUFReader
 
 import chatbot_arch.batching as batching
 import chatbot_arch.engine as engine
@@ -269,12 +271,26 @@ def test_closed_engine_says_so_and_leaves_no_thread(name: str) -> None:
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read, running)
         asked.close()
-        with pytest.raises(engine.EngineDiedError):
+        with pytest.raises(engine.EngineDiedError, match="was closed"):
             reading.result(DEADLINE_S)
-    with pytest.raises(engine.EngineDiedError):
+    with pytest.raises(engine.EngineDiedError, match="was closed"):
         engine.complete(asked, TALKS[0])
     with pytest.raises(engine.EngineDiedError):
         asked.check()
+    wait_until(lambda: set(threading.enumerate()) <= before)
+
+
+def test_closed_llama_cpp_tells_who_still_waits() -> None:
+    before = set(threading.enumerate())
+    asked = load_llamacpp()
+    options = engine.Options(max_new_tokens=4000)  # four of these fill the context
+    running = [asked.stream(talk, options, threading.Event()) for talk in TALKS]
+    with ThreadPoolExecutor(len(running)) as pool:
+        reading = [pool.submit(read, pieces) for pieces in running]
+        wait_until(lambda: asked._places._line)
+        asked.close()
+        errors = [future.exception(DEADLINE_S) for future in reading]
+    assert all(isinstance(error, engine.EngineDiedError) for error in errors), errors
     wait_until(lambda: set(threading.enumerate()) <= before)
 
 
@@ -367,6 +383,16 @@ def test_llama_cpps_port_wants_the_key() -> None:
             assert stranger.get("/slots").status_code == 401
 
 
+def test_text_that_must_begin_with_a_token_does_so_in_llama_cpp(tmp_path: Path) -> None:
+    packaged = model.locate_gguf(settings.read_settings())
+    wants_one = Path(shutil.copy(packaged, tmp_path / "wants-one.gguf"))
+    field = GGUFReader(wants_one, "r+").fields["tokenizer.ggml.add_bos_token"]
+    field.parts[field.data[0]][0] = True
+    with closing(llamacpp.LlamaCppEngine("wants one", wants_one)) as asked:
+        # This template writes the beginning itself, and llama.cpp takes it away again.
+        assert asked.input_ids(TALKS[0])[:2] == [1, *asked.tokenize("system", as_text=True)]
+
+
 def test_missing_extra_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(model.ModelError, match=r"pip install 'chatbot-arch\[llamacpp\]'"):
@@ -439,6 +465,23 @@ def test_beams_give_one_piece_the_same_alone_and_in_a_batch() -> None:
         with ThreadPoolExecutor(3) as pool:
             assert list(pool.map(pieces, questions)) == alone
         assert all(len(said) == 1 for said in alone)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_reply_in_a_padded_batch_counts_its_own_tokens(beams: int) -> None:
+    network, tokenizer = batching.load_transformers({"pretrained_model_name_or_path": TINY})
+    network.generation_config.num_beams = beams
+    with closing(batching.EncoderDecoderEngine("tiny", network, tokenizer)) as asked:
+
+        def finish(text: str) -> engine.Finish:
+            talk = engine.to_conversation([], [], text)
+            return read(asked.stream(talk, engine.Options(), threading.Event()))[1]
+
+        questions = ["hello", "how are you today?", "what is it?", "hi", "why?", "yes"]
+        alone = [finish(question) for question in questions]
+        assert len({each.reply_tokens for each in alone}) > 1
+        with ThreadPoolExecutor(len(questions)) as pool:
+            assert list(pool.map(finish, questions)) == alone
 
 
 def test_padded_batch_can_be_left(monkeypatch: pytest.MonkeyPatch) -> None:
