@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'QUESTIONS', 'MEASURES', 'PACKAGES', 'COLORS', 'PAGE', 'REPLY_TOKENS', 'CompareError', 'Visit',
-           'visit', 'run', 'values_of', 'spread', 'summarize', 'compare_replies', 'describe_machine',
+           'start', 'visit', 'run', 'values_of', 'spread', 'summarize', 'compare_replies', 'describe_machine',
            'describe_versions', 'draw', 'Results', 'write_results', 'to_html', 'main', 'compare']
 
 # %% ../nbs/09_compare.ipynb #imports
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import psutil
@@ -39,19 +40,28 @@ class Visit:
 
     architecture: str
     page_s: float  # from start to a page with a box to ask in
-    first_answer_s: float  # from start to the first reply on the page
-    reply_s: list[float]  # from asking to seeing the reply, the first one left out
+    first_answer_s: float  # from start to the whole first reply on the page
+    first_word_s: list[float]  # from asking to seeing a reply's beginning, the first one left out
+    reply_s: list[float]  # from asking to seeing all of a reply, the first one left out
     memory_mb: float  # of all processes together, after the last reply
     processes: int
     replies: list[str]
 
 # %% ../nbs/09_compare.ipynb #visit
+def start(
+    architecture: launch.Architecture, folder: str, environment: dict[str, str]
+) -> launch.App:
+    """Start an architecture that keeps its conversations in `folder`, not among anybody's own."""
+    database = {"CHATBOT_DATABASE_URL": f"sqlite:///{folder}/chats.db"}
+    return launch.start(architecture, database | environment)
+
+
 def visit(
     architecture: launch.Architecture, questions: Sequence[str], environment: dict[str, str]
 ) -> Visit:
     """Start an architecture, ask all questions in one conversation, measure, and stop it."""
     started = time.perf_counter()
-    with launch.start(architecture, environment) as app:
+    with TemporaryDirectory() as folder, start(architecture, folder, environment) as app:
         launch.wait_until_ready(app.servers[-1], timeout_s=120)
         try:
             with users.PageUser(app.page_url, timeout_s=300) as user:
@@ -68,6 +78,7 @@ def visit(
         architecture=architecture,
         page_s=page_s,
         first_answer_s=first_answer_s,
+        first_word_s=[answer.first_s for answer in answers],
         reply_s=[answer.reply_s for answer in answers],
         memory_mb=memory_mb,
         processes=processes,
@@ -109,6 +120,7 @@ def run(
 MEASURES = {
     "start to page usable, s": ("page_s", 2),
     "start to first answer, s": ("first_answer_s", 2),
+    "first word of a reply, s": ("first_word_s", 2),
     "reply time, s": ("reply_s", 2),
     "memory of all processes, MB": ("memory_mb", 0),
     "processes": ("processes", 0),

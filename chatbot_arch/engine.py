@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['Item', 'POLL_S', 'KNOWN_TEXT', 'Message', 'to_conversation', 'Options', 'Finish', 'TooLongError', 'ReplyError',
-           'EngineBusyError', 'EngineDiedError', 'engine_closed', 'Engine', 'complete', 'receive', 'unfinished',
-           'FakeEngine']
+           'EngineBusyError', 'EngineDiedError', 'engine_closed', 'Engine', 'complete', 'speak', 'receive',
+           'unfinished', 'FakeEngine']
 
 # %% ../nbs/02_engine.ipynb #imports
 import math
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypedDict, TypeVar
 
@@ -118,6 +118,15 @@ def complete(
     options = options or Options()
     fitting, turns_left_out = engine.fit(conversation, options)
     return "".join(engine.stream(fitting, options, stop or threading.Event())), turns_left_out
+
+
+def speak(pieces: Generator[str, None, Finish], say: Callable[[str], None]) -> Finish:
+    """Give each piece of a reply to `say` as it comes; return how the reply ended."""
+    while True:
+        try:
+            say(next(pieces))
+        except StopIteration as end:
+            return end.value
 
 # %% ../nbs/02_engine.ipynb #receive
 POLL_S = 0.05  # how soon a waiting caller sees that `stop` was set

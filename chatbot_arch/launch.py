@@ -183,9 +183,6 @@ def page_command(script: str, port: int) -> list[str]:
         "server.address": HOST,
         "server.port": port,
         "server.headless": "true",
-        "browser.gatherUsageStats": "false",
-        "client.showErrorDetails": "none",
-        "client.toolbarMode": "minimal",
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
     return [sys.executable, "-m", "streamlit", "run", str(PACKAGE / script), *flags]

@@ -22,6 +22,7 @@ FAKE = {"CHATBOT_ENGINE": "fake"}
 for name in [name for name in os.environ if name.startswith("CHATBOT_")]:
     if name not in ("CHATBOT_BROWSER", "CHATBOT_CACHE_DIR"):
         del os.environ[name]
+os.environ["CHATBOT_DATABASE_URL"] = "sqlite://"  # in memory, and none of anybody's own
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +58,9 @@ def serve_backend() -> Iterator[str]:
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def hosts() -> list[str]:
+    """Collect the hosts that pages ask for anything."""
+    return []

@@ -2,69 +2,41 @@
 
 import csv
 import io
+import json
+import re
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from pathlib import Path
 
 import pytest
-from conftest import FAKE
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
+from tabs import (
+    FRAMES,
+    SLOWLY,
+    TIMEOUT_MS,
+    ask,
+    box,
+    bubble,
+    download,
+    expect_growing,
+    expect_kept,
+    expect_messages,
+    open_context,
+    open_tab,
+    press,
+    turn,
+    unfold,
+)
 
 import chatbot_arch.launch as launch
 import chatbot_arch.users as users
 
-TIMEOUT_MS = 30_000
-LOOPBACK = ("127.0.0.1", "localhost", "")
-
-
-@pytest.fixture
-def hosts() -> list[str]:
-    """Collect the hosts that pages ask for anything."""
-    return []
-
 
 @pytest.fixture
 def page(browser: Browser, app: launch.App, hosts: list[str]) -> Iterator[Page]:
-    """Yield the app's page in a context of its own, and check afterwards what it asked for."""
-    context = browser.new_context()
-    context.set_default_timeout(TIMEOUT_MS)
-    opened = open_tab(context.new_page(), app, hosts)
-    yield opened
-    exceptions = opened.get_by_test_id("stException").count()
-    context.close()
-    assert exceptions == 0
-    assert hosts
-    assert set(hosts) <= set(LOOPBACK)
-
-
-def open_tab(tab: Page, app: launch.App, hosts: list[str]) -> Page:
-    """Open the app's page in a tab and wait for its box; note every host that is asked."""
-    tab.on("request", lambda request: hosts.append(urlsplit(request.url).hostname or ""))
-    tab.on("websocket", lambda socket: hosts.append(urlsplit(socket.url).hostname or ""))
-    tab.goto(app.page_url)
-    expect(tab.get_by_test_id("stChatInputTextArea")).to_be_enabled(timeout=TIMEOUT_MS)
-    return tab
-
-
-def ask(tab: Page, question: str) -> None:
-    """Ask the fake engine to say a text back."""
-    box = tab.get_by_test_id("stChatInputTextArea")
-    expect(box).to_be_enabled(timeout=TIMEOUT_MS)
-    box.fill(f"/echo {question}")
-    box.press("Enter")
-
-
-def expect_messages(tab: Page, texts: list[str]) -> None:
-    """Wait until the bubbles show exactly these texts, from top to bottom."""
-    frames = tab.locator("iframe[title='streamlit_chat.streamlit_chat']")
-    expect(frames).to_have_count(len(texts), timeout=TIMEOUT_MS)
-    for position, text in enumerate(texts):
-        bubble = frames.nth(position).content_frame.get_by_text(text, exact=True)
-        expect(bubble).to_be_visible(timeout=TIMEOUT_MS)
-
-
-def turn(question: str) -> list[str]:
-    """Return the two bubbles of a turn answered by the fake engine."""
-    return [f"/echo {question}", question]
+    """Yield the app's page in a browser of its own."""
+    with open_context(browser, hosts) as context:
+        yield open_tab(context, app.page_url, hosts)
 
 
 def test_same_question_twice_gets_two_answers(page: Page) -> None:
@@ -84,14 +56,14 @@ def test_newest_turn_comes_first(page: Page) -> None:
 def test_question_after_clear_is_answered(page: Page) -> None:
     ask(page, "hello")
     expect_messages(page, turn("hello"))
-    page.get_by_role("button", name="Clear conversation").click()
+    press(page, "Clear conversation")
     expect_messages(page, [])
     ask(page, "hello")
     expect_messages(page, turn("hello"))
 
 
 def test_two_tabs_do_not_mix(page: Page, app: launch.App, hosts: list[str]) -> None:
-    other = open_tab(page.context.new_page(), app, hosts)
+    other = open_tab(page.context, app.page_url, hosts)
     ask(page, "left")
     ask(other, "right")
     expect_messages(page, turn("left"))
@@ -101,22 +73,127 @@ def test_two_tabs_do_not_mix(page: Page, app: launch.App, hosts: list[str]) -> N
     expect_messages(other, turn("right"))
 
 
+def test_reply_is_seen_growing_and_settles_in_its_bubble(page: Page) -> None:
+    ask(page, SLOWLY)
+    expect_growing(page)
+    bubble(page, 1).evaluate("body => { body.dataset.mark = 'the same' }")
+    expect_messages(page, turn(SLOWLY))
+    assert bubble(page, 1).get_attribute("data-mark") == "the same"
+
+
+def test_stop_in_mid_reply_keeps_the_part(page: Page) -> None:
+    ask(page, SLOWLY)
+    shown = expect_growing(page)
+    press(page, "Stop")
+    expect_kept(page, shown, "Stopped here.")
+    expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+
+
+def test_click_elsewhere_in_mid_reply_ends_nothing(page: Page) -> None:
+    ask(page, SLOWLY)
+    expect_growing(page)
+    unfold(page, "Options")
+    page.get_by_role("textbox", name="System prompt").fill("Be brief.")
+    page.get_by_role("textbox", name="System prompt").blur()
+    expect_messages(page, turn(SLOWLY))
+
+
+def test_refresh_in_mid_reply_shows_the_part_and_goes_on(page: Page) -> None:
+    ask(page, SLOWLY)
+    shown = expect_growing(page)
+    page.reload()
+    expect(bubble(page, 1)).to_contain_text(shown, timeout=TIMEOUT_MS)
+    expect_messages(page, turn(SLOWLY))
+
+
+def test_lost_connection_comes_back_to_the_same_conversation(page: Page) -> None:
+    ask(page, "hello")
+    expect_messages(page, turn("hello"))
+    page.evaluate("window.wasHere = true")
+    page.context.set_offline(True)
+    page.evaluate("window.dispatchEvent(new Event('offline'))")
+    page.context.set_offline(False)
+    ask(page, "again")
+    expect_messages(page, turn("again") + turn("hello"))
+    assert page.evaluate("window.wasHere")
+
+
+def test_address_opens_the_conversation_in_another_browser(
+    page: Page, browser: Browser, hosts: list[str]
+) -> None:
+    ask(page, "hello")
+    expect_messages(page, turn("hello"))
+    with open_context(browser, hosts) as other:
+        expect_messages(open_tab(other, page.url, hosts), turn("hello"))
+
+
+def test_edit_and_regenerate_replace_the_turn(page: Page) -> None:
+    ask(page, "one")
+    expect_messages(page, turn("one"))
+    press(page, "Edit")
+    page.get_by_label("Your question", exact=True).fill("/echo two")
+    press(page, "Ask this instead")
+    expect_messages(page, turn("two"))
+    old = page.locator(FRAMES).nth(1).element_handle()
+    press(page, "Regenerate")
+    old.wait_for_element_state("hidden", timeout=TIMEOUT_MS)
+    expect_messages(page, turn("two"))
+
+
+def test_conversations_are_listed_renamed_and_deleted(page: Page) -> None:
+    sidebar = page.get_by_test_id("stSidebar")
+    ask(page, "the first")
+    expect_messages(page, turn("the first"))
+    press(page, "Clear conversation")
+    ask(page, "the second")
+    expect_messages(page, turn("the second"))
+    unfold(page, "Rename or delete")
+    page.get_by_label("Name", exact=True).fill("My second talk")
+    sidebar.get_by_role("button", name="Rename", exact=True).click()
+    expect(sidebar.get_by_role("button", name="My second talk")).to_be_visible(timeout=TIMEOUT_MS)
+    page.reload()  # the list comes from the store, by the cookie
+    sidebar.get_by_role("button", name="/echo the first").click(timeout=TIMEOUT_MS)
+    expect_messages(page, turn("the first"))
+    unfold(page, "Rename or delete")
+    press(page, "Delete this conversation")
+    expect_messages(page, [])
+    expect(sidebar.get_by_role("button", name="/echo the first")).to_have_count(0)
+    expect(sidebar.get_by_role("button", name="My second talk")).to_be_visible()
+
+
 def test_download_gives_csv_oldest_first(page: Page) -> None:
     ask(page, "one, two")
     expect_messages(page, turn("one, two"))
-    ask(page, 'a "quoted" word')
-    expect_messages(page, turn('a "quoted" word') + turn("one, two"))
-    with page.expect_download(timeout=TIMEOUT_MS) as download:
-        page.get_by_role("button", name="Download conversation").click()
-    text = download.value.path().read_text(encoding="utf-8")
-    assert list(csv.reader(io.StringIO(text))) == [
-        ["is_user", "text"],
-        ["True", "/echo one, two"],
-        ["False", "one, two"],
-        ["True", '/echo a "quoted" word'],
-        ["False", 'a "quoted" word'],
-    ]
-    expect_messages(page, turn('a "quoted" word') + turn("one, two"))
+    ask(page, 'a "quoted" wörd 👩‍👩‍👧')
+    expect_messages(page, turn('a "quoted" wörd 👩‍👩‍👧') + turn("one, two"))
+    content = download(page, "Download conversation")
+    assert (
+        content
+        == (
+            "is_user,text\r\n"
+            'True,"/echo one, two"\r\n'
+            'False,"one, two"\r\n'
+            'True,"/echo a ""quoted"" wörd 👩‍👩‍👧"\r\n'
+            'False,"a ""quoted"" wörd 👩‍👩‍👧"\r\n'
+        ).encode()
+    )
+    assert len(list(csv.reader(io.StringIO(content.decode(), newline="")))) == 5
+    expect_messages(page, turn('a "quoted" wörd 👩‍👩‍👧') + turn("one, two"))
+
+
+def test_saved_conversation_is_opened_again_byte_by_byte(page: Page, tmp_path: Path) -> None:
+    ask(page, "=1+1 and 👩‍👩‍👧")
+    expect_messages(page, turn("=1+1 and 👩‍👩‍👧"))
+    unfold(page, "Save and open")
+    saved = download(page, "Save as JSON")
+    assert json.loads(saved)["turns"][0]["reply"] == "=1+1 and 👩‍👩‍👧"
+    address = page.url
+    (tmp_path / "talk.json").write_bytes(saved)
+    page.get_by_test_id("stFileUploaderDropzoneInput").set_input_files(tmp_path / "talk.json")
+    page.wait_for_url(lambda url: url != address, timeout=TIMEOUT_MS)
+    expect_messages(page, turn("=1+1 and 👩‍👩‍👧"))
+    unfold(page, "Save and open")
+    assert download(page, "Save as JSON") == saved
 
 
 def test_image_in_a_message_is_not_loaded(page: Page) -> None:
@@ -125,22 +202,56 @@ def test_image_in_a_message_is_not_loaded(page: Page) -> None:
     expect_messages(page, turn(text))
 
 
+def test_markup_is_drawn_and_html_is_text(page: Page) -> None:
+    ask(page, "<b id='bold'>bold</b> `code` **strong**")
+    expect(bubble(page, 1).locator("code")).to_have_text("code", timeout=TIMEOUT_MS)
+    expect(bubble(page, 1).locator("strong")).to_have_text("strong")
+    expect(bubble(page, 1).get_by_text("<b id='bold'>")).to_be_visible()
+    assert bubble(page, 1).locator("#bold").count() == 0
+
+
 def test_browser_and_virtual_user_read_the_same(page: Page, app: launch.App) -> None:
     with users.PageUser(app.page_url) as user:
-        answer = user.ask("/echo the same?")
-    ask(page, "the same?")
-    expect_messages(page, ["/echo the same?", answer.text])
+        answer = user.ask(f"/echo {SLOWLY}")
+    assert answer.first_s < answer.reply_s
+    ask(page, SLOWLY)
+    expect_messages(page, [f"/echo {SLOWLY}", answer.text])
 
 
-def test_question_is_kept_when_the_backend_is_gone(browser: Browser) -> None:
-    with launch.start("microservices", FAKE) as app:
-        app.wait_until_ready(120)
-        tab = open_tab(browser.new_page(), app, [])
+def test_page_fits_a_phone(browser: Browser, app: launch.App, hosts: list[str]) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
+    with open_context(browser, hosts, **phone) as context:
+        tab = open_tab(context, app.page_url, hosts)
         ask(tab, "hello")
         expect_messages(tab, turn("hello"))
-        launch.stop_server(app.servers[0])
-        ask(tab, "still there?")
-        expect(tab.get_by_text("No backend answers at")).to_be_visible(timeout=TIMEOUT_MS)
-        expect(tab.get_by_test_id("stChatInputTextArea")).to_have_value("/echo still there?")
-        expect_messages(tab, turn("hello"))
-        tab.close()
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        background = tab.get_by_test_id("stApp").evaluate(
+            "e => getComputedStyle(e).backgroundColor"
+        )
+        assert max(map(int, re.findall(r"\d+", background)[:3])) < 64, "dark, as the phone wishes"
+
+
+def test_keyboard_alone_asks_and_stops(page: Page) -> None:
+    box(page).focus()
+    page.keyboard.type(f"/echo {SLOWLY[:1500]}")
+    page.keyboard.press("Enter")
+    shown = expect_growing(page)
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.innerText").strip().endswith("Stop"):
+            break
+    page.keyboard.press("Enter")
+    expect_kept(page, shown, "Stopped here.")
+
+
+def test_accessibility_has_no_serious_findings(page: Page) -> None:
+    ask(page, "hello")
+    expect_messages(page, turn("hello"))
+    found = Axe().run(page).response["violations"]
+    serious = [
+        (each["id"], node["html"][:200])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
+    ]
+    assert serious == []

@@ -1,7 +1,8 @@
-"""The pages of both architectures without a browser: what the article's code got wrong."""
+"""Both pages without a browser: what a person does, and what must not happen."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,30 +12,51 @@ from streamlit.testing.v1 import AppTest
 
 import chatbot_arch.engine as engine
 import chatbot_arch.engines as engines
+import chatbot_arch.replies as replies
 import chatbot_arch.settings as settings
+import chatbot_arch.store as store
 import chatbot_arch.utils as utils
 
 PACKAGE = Path(utils.__file__).parent
 SCRIPTS = {"monolith": "monolith.py", "microservices": "frontend.py"}
+DEADLINE_S = 30
 
 
 class CountingEngine(engine.FakeEngine):
-    """Answer with the number of the request, after `turns_left_out` turns were dropped."""
+    """Answer with the number of the request, after `turns_left_out` turns were dropped.
+
+    A question that begins with "slowly" is answered with words until it is stopped.
+    """
 
     def __init__(self) -> None:
         super().__init__(token_s=0)
         self.asked: list[list[engine.Message]] = []
+        self.options: list[engine.Options] = []
+        self.under_way = 0
         self.turns_left_out = 0
         self.error: Exception | None = None
+        self.error_after = 0  # pieces
 
     def fit(self, conversation: list, options: engine.Options) -> tuple[list, int]:
         return conversation, self.turns_left_out
 
     def stream(self, conversation: list, options: engine.Options, stop: threading.Event):
-        if self.error:
-            raise self.error
         self.asked.append(conversation)
-        yield f"reply {len(self.asked)}"
+        self.options.append(options)
+        number = len(self.asked)
+        slowly = conversation[-1]["content"].startswith("slowly")
+        said = (f"word{index} " for index in range(10_000)) if slowly else iter([f"reply {number}"])
+        self.under_way += 1
+        try:
+            for index, piece in enumerate(said):
+                if self.error and index == self.error_after:
+                    raise self.error
+                yield piece
+                if slowly and stop.wait(0.01):
+                    return engine.Finish("cancelled", 1, index)
+            return engine.Finish("stop", 1, 1)
+        finally:
+            self.under_way -= 1
 
 
 @pytest.fixture
@@ -54,25 +76,84 @@ def backend_url(counting: CountingEngine) -> Iterator[str]:
 
 @pytest.fixture(params=SCRIPTS)
 def page(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, backend_url: str
-) -> AppTest:
-    """Return the freshly opened page of each architecture."""
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    backend_url: str,
+    tmp_path: Path,
+) -> Iterator[AppTest]:
+    """Return the freshly opened page of each architecture, with a database of its own."""
     monkeypatch.setenv("CHATBOT_BACKEND_URL", backend_url)
+    monkeypatch.setenv("CHATBOT_DATABASE_URL", f"sqlite:///{tmp_path / 'chats.db'}")
     st.cache_resource.clear()
-    return AppTest.from_file(PACKAGE / SCRIPTS[request.param], default_timeout=60).run()
+    st.cache_data.clear()
+    opened = open_page(SCRIPTS[request.param])
+    yield opened
+    for writing in list(replies._writings.values()):  # nothing outlives its test
+        writing.stop.set()
+        assert writing.wait(DEADLINE_S)
+
+
+def open_page(script: str, conversation_id: str = "") -> AppTest:
+    """Open a page in a new session, as a new tab or a refresh does."""
+    opened = AppTest.from_file(PACKAGE / script, default_timeout=60)
+    if conversation_id:
+        opened.query_params["conversation"] = conversation_id
+    return opened.run()
+
+
+def reopen(page: AppTest) -> AppTest:
+    """Open the page's address in a new session."""
+    return open_page(Path(page._script_path).name, page.query_params["conversation"])
+
+
+def begin(page: AppTest, question: str) -> replies.Writing:
+    """Ask, and return the reply under way."""
+    page.chat_input[0].set_value(question).run()
+    return replies.find(page.session_state.conversation_id)
 
 
 def ask(page: AppTest, question: str) -> AppTest:
-    return page.chat_input[0].set_value(question).run()
+    """Ask, wait for the reply, and return the page at the first run that shows its end."""
+    writing = begin(page, question)
+    assert writing.wait(DEADLINE_S)
+    state = page.session_state
+    collected = state["collected"] if "collected" in state else ""  # noqa: SIM401
+    return page if collected == writing.turn.id else page.run()
+
+
+def click(page: AppTest, label: str) -> AppTest:
+    return next(each for each in page.button if label in each.label).click().run()
 
 
 def turns(page: AppTest) -> dict[str, list[str]]:
     return page.session_state.conversation_history
 
 
+def shown(page: AppTest) -> list[tuple[str, str, str]]:
+    return [
+        (each.question, each.reply, each.state) for each in page.session_state.conversation.turns
+    ]
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_same_question_twice_is_asked_twice(page: AppTest) -> None:
+    ask(page, "hello")
+    ask(page, "hello")
+    assert turns(page) == {
+        "past_user_inputs": ["hello", "hello"],
+        "generated_responses": ["reply 1", "reply 2"],
+    }
+
+
 def test_same_question_after_clear_is_answered_anew(page: AppTest) -> None:
     ask(page, "hello")
-    page.button[0].click().run()
+    click(page, "Clear conversation")
     assert turns(page) == {"past_user_inputs": [], "generated_responses": []}
     ask(page, "hello")
     assert turns(page)["generated_responses"] == ["reply 2"]
@@ -87,7 +168,7 @@ def test_model_sees_the_turns_before(page: AppTest, counting: CountingEngine) ->
 
 def test_second_session_gets_its_own_conversation(page: AppTest) -> None:
     ask(page, "hello")
-    other = AppTest.from_file(page._script_path, default_timeout=60).run()
+    other = open_page(Path(page._script_path).name)
     assert turns(other)["past_user_inputs"] == []
     ask(other, "hello")
     assert turns(other)["generated_responses"] == ["reply 2"]
@@ -102,8 +183,99 @@ def test_click_elsewhere_asks_nothing(page: AppTest, counting: CountingEngine) -
     assert turns(page)["generated_responses"] == ["reply 1"]
 
 
+def test_click_elsewhere_does_not_end_a_reply(page: AppTest, counting: CountingEngine) -> None:
+    writing = begin(page, "slowly")
+    wait_until(lambda: "word5" in writing.look().text)
+    page.slider[0].set_value(0.5).run()
+    said = writing.look().text
+    wait_until(lambda: len(writing.look().text) > len(said))
+    assert len(counting.asked) == 1
+
+
+def test_stop_keeps_what_was_shown_and_stops_the_engine(
+    page: AppTest, counting: CountingEngine
+) -> None:
+    writing = begin(page, "slowly")
+    wait_until(lambda: "word5" in writing.look().text)
+    said = writing.look().text
+    click(page.run(), "Stop")
+    assert writing.wait(DEADLINE_S)
+    page.run()
+    [(_, reply, state)] = shown(page)
+    assert reply.startswith(said)
+    assert state == "stopped"
+    assert utils.STOPPED in [caption.value for caption in page.main.caption]
+    wait_until(lambda: counting.under_way == 0)
+    ask(page, "and now?")
+    assert [message["content"] for message in counting.asked[-1]] == ["slowly", reply, "and now?"]
+
+
+def test_question_during_a_reply_waits_in_the_box(page: AppTest, counting: CountingEngine) -> None:
+    writing = begin(page, "slowly")
+    wait_until(lambda: writing.look().text)
+    page.chat_input[0].set_value("too early").run()
+    assert "A reply is being written" in page.error[0].value
+    assert page.chat_input[0].proto.value == "too early"
+    assert len(counting.asked) == 1
+    writing.stop.set()
+    assert writing.wait(DEADLINE_S)
+    assert len(turns(page.run())["past_user_inputs"]) == 1
+
+
+@pytest.mark.parametrize("first", ["clear", "stop"])
+def test_clear_and_stop_in_either_order_leave_both_conversations_whole(
+    page: AppTest, first: str
+) -> None:
+    writing = begin(page, "slowly")
+    wait_until(lambda: writing.look().text)
+    address = page.query_params["conversation"]
+    if first == "stop":
+        click(page.run(), "Stop")
+    click(page.run(), "Clear conversation")
+    assert turns(page) == {"past_user_inputs": [], "generated_responses": []}
+    writing.stop.set()
+    assert writing.wait(DEADLINE_S)
+    ask(page, "hello")
+    assert len(shown(page)) == 1
+    [(question, reply, state)] = shown(open_page(Path(page._script_path).name, address))
+    assert (question, state) == ("slowly", "stopped")
+    assert reply
+
+
+def test_regenerate_replaces_the_last_reply(page: AppTest, counting: CountingEngine) -> None:
+    ask(page, "one")
+    ask(page, "two")
+    click(page, "Regenerate")
+    assert replies.find(page.session_state.conversation_id).wait(DEADLINE_S)
+    assert shown(page.run()) == [("one", "reply 1", "done"), ("two", "reply 3", "done")]
+    assert [message["content"] for message in counting.asked[-1]] == ["one", "reply 1", "two"]
+
+
+def test_edit_asks_the_changed_question_instead(page: AppTest, counting: CountingEngine) -> None:
+    ask(page, "one")
+    ask(page, "two")
+    click(page, "Edit")
+    area = next(each for each in page.text_area if each.label == "Your question")
+    assert area.value == "two"
+    area.set_value("three")
+    click(page, "Ask this instead")
+    assert replies.find(page.session_state.conversation_id).wait(DEADLINE_S)
+    assert shown(page.run()) == [("one", "reply 1", "done"), ("three", "reply 3", "done")]
+
+
+def test_failed_regenerate_leaves_the_reply_there_was(
+    page: AppTest, counting: CountingEngine
+) -> None:
+    ask(page, "one")
+    counting.error = engine.ReplyError("This reply failed.")
+    click(page, "Regenerate")
+    assert replies.find(page.session_state.conversation_id).wait(DEADLINE_S)
+    assert [error.value for error in page.run().error] == ["This reply failed."]
+    assert shown(page) == [("one", "reply 1", "done")]
+
+
 def test_blank_question_is_ignored(page: AppTest, counting: CountingEngine) -> None:
-    ask(page, "   ")
+    page.chat_input[0].set_value("   ").run()
     assert not counting.asked
     assert not page.error
 
@@ -121,12 +293,190 @@ def test_too_long_question_is_a_sentence_and_kept(page: AppTest, counting: Count
     assert turns(page)["past_user_inputs"] == ["hello", "too long"]
 
 
+def test_longer_question_than_the_box_takes_is_cut_by_the_box(page: AppTest) -> None:
+    assert page.chat_input[0].proto.max_chars == utils.MAX_QUESTION_CHARS
+
+
+def test_reply_that_fails_in_the_middle_is_kept_marked_and_asked_again(
+    page: AppTest, counting: CountingEngine
+) -> None:
+    counting.error, counting.error_after = engine.ReplyError("The model failed."), 3
+    ask(page, "slowly, please")
+    assert [error.value for error in page.error] == ["The model failed."]
+    assert shown(page) == [("slowly, please", "word0 word1 word2 ", "failed")]
+    assert utils.BROKEN_OFF in [caption.value for caption in page.main.caption]
+    assert turns(page) == {"past_user_inputs": [], "generated_responses": []}
+    assert page.chat_input[0].proto.value == "slowly, please"
+    counting.error = None
+    writing = begin(page, "slowly, please")
+    wait_until(lambda: "word9" in writing.look().text)
+    writing.stop.set()
+    assert writing.wait(DEADLINE_S)
+    assert [state for _, _, state in shown(page.run())] == ["stopped"]
+    assert [message["content"] for message in counting.asked[-1]] == ["slowly, please"]
+
+
 def test_page_says_that_turns_were_left_out(page: AppTest, counting: CountingEngine) -> None:
     ask(page, "hello")
-    assert not page.caption
+    assert not [each for each in page.main.caption if "left out" in each.value]
     counting.turns_left_out = 3
     ask(page, "hello")
-    assert page.caption[0].value.endswith("Earlier turns left out: 3.")
+    said = [each.value for each in page.main.caption if "left out" in each.value]
+    assert said[0].endswith("Earlier turns left out: 3.")
+
+
+def test_options_reach_the_engine_and_stay_with_the_conversation(
+    page: AppTest, counting: CountingEngine
+) -> None:
+    page.sidebar.text_area[0].set_value("Be brief.")
+    page.sidebar.slider[0].set_value(0.5)
+    page.sidebar.slider[1].set_value(0.9)
+    page.sidebar.number_input[0].set_value(7)
+    ask(page.run(), "hello")
+    assert counting.asked[0][0] == {"role": "system", "content": "Be brief."}
+    chosen = counting.options[0]
+    assert (chosen.temperature, chosen.top_p, chosen.max_new_tokens) == (0.5, 0.9, 7)
+    again = reopen(page)
+    assert again.sidebar.text_area[0].value == "Be brief."
+    assert again.sidebar.slider[0].value == 0.5
+    assert again.sidebar.number_input[0].value == 7
+    click(again, "Clear conversation")
+    assert again.sidebar.slider[0].value == 0.0
+
+
+def test_sidebar_tells_what_answered_and_what_it_took(page: AppTest) -> None:
+    ask(page, "hello")
+    captions = " ".join(caption.value for caption in page.sidebar.caption).replace("\\", "")
+    assert "known-text on fake" in captions
+    assert "first word after" in captions
+    assert "tokens: 1, and 1 in the prompt" in captions
+
+
+def test_conversation_is_there_again_in_a_new_session(page: AppTest) -> None:
+    ask(page, "one")
+    ask(page, "two")
+    assert shown(reopen(page)) == [("one", "reply 1", "done"), ("two", "reply 2", "done")]
+
+
+def test_refresh_in_mid_reply_shows_the_part_and_goes_on(
+    page: AppTest, counting: CountingEngine
+) -> None:
+    writing = begin(page, "slowly")
+    wait_until(lambda: "word5" in writing.look().text)
+    said = writing.look().text
+    again = reopen(page)
+    bubbles = [each.proto.json_args for each in again.get("component_instance")]
+    assert len(bubbles) == 2
+    assert said.strip() in bubbles[1]
+    click(again, "Stop")
+    assert writing.wait(DEADLINE_S)
+    assert len(counting.asked) == 1
+    assert shown(again.run())[0][2] == "stopped"
+    assert shown(page.run())[0][2] == "stopped"
+
+
+def test_reply_of_a_killed_process_is_broken_off_and_can_be_asked_again(page: AppTest) -> None:
+    ask(page, "hello")
+    kept = utils.get_store()[0]
+    key = page.session_state.conversation_id
+    left = store.Turn(id="left", conversation_id=key, position=1, question="and?", reply="Once up")
+    kept.begin_turn(key, left)
+    with_life = reopen(page)
+    assert "Being written by another server ..." in [each.value for each in with_life.main.caption]
+    kept.save_turn("left", reply="Once upon")
+    wait_until(lambda: not utils.lives_elsewhere(kept.load(key).turns[-1]))
+    after = reopen(page)
+    assert utils.BROKEN_OFF in [each.value for each in after.main.caption]
+    assert shown(after)[1] == ("and?", "Once upon", "writing")
+    click(after, "Regenerate")
+    assert replies.find(key).wait(DEADLINE_S)
+    assert shown(after.run())[1] == ("and?", "reply 2", "done")
+
+
+def test_draft_of_a_killed_process_is_back_in_the_box(page: AppTest) -> None:
+    ask(page, "hello")
+    key = page.session_state.conversation_id
+    utils.get_store()[0].keep_draft(key, "me", "what was I asking?", {})
+    assert reopen(page).chat_input[0].proto.value == "what was I asking?"
+
+
+def test_unknown_address_is_a_sentence_and_a_new_conversation(page: AppTest) -> None:
+    lost = open_page(Path(page._script_path).name, "no-such-conversation")
+    assert "No conversation has this address" in lost.error[0].value
+    ask(lost, "hello")
+    assert len(shown(lost)) == 1
+    assert lost.query_params["conversation"] != "no-such-conversation"
+
+
+def test_conversations_are_listed_renamed_and_deleted(page: AppTest) -> None:
+    ask(page, "first talk")
+    first = page.query_params["conversation"]
+    click(page, "Clear conversation")
+    ask(page, "second talk")
+    page.sidebar.text_input[0].set_value("Another name")
+    click(page, "Rename")
+    labels = [each.label for each in page.sidebar.button]
+    assert labels[:2] == ["Another name", "first talk"]
+    click(page, "first talk")
+    assert page.query_params["conversation"] == first
+    assert shown(page)[0][0] == "first talk"
+    click(page, "Delete this conversation")
+    assert shown(page) == []
+    labels = [each.label for each in page.sidebar.button]
+    assert "Another name" in labels
+    assert "first talk" not in labels
+
+
+def test_other_browsers_do_not_see_the_list(page: AppTest) -> None:
+    ask(page, "a secret")
+    other = open_page(Path(page._script_path).name)  # without the first one's cookie
+    assert "a secret" not in [each.label for each in other.sidebar.button]
+
+
+def test_thumb_is_kept_with_the_turn(page: AppTest) -> None:
+    ask(page, "hello")
+    turn = page.session_state.conversation.turns[0]
+    page.feedback[0].set_value(1).run()
+    assert utils.get_store()[0].load(turn.conversation_id).turns[0].rating == 1
+    assert reopen(page).feedback[0].value == 1
+
+
+def test_no_database_is_said_once_and_the_chat_goes_on(
+    page: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATBOT_DATABASE_URL", "sqlite:////proc/no/place/chats.db")
+    st.cache_resource.clear()
+    alone = open_page(Path(page._script_path).name)
+    assert "kept in its memory only" in alone.error[0].value
+    ask(alone, "hello")
+    assert not alone.error
+    ask(alone, "hello")
+    assert len(shown(alone)) == 2
+    assert len(shown(reopen(alone))) == 2
+
+
+def test_database_that_fails_keeps_the_question(
+    page: AppTest, monkeypatch: pytest.MonkeyPatch, counting: CountingEngine
+) -> None:
+    ask(page, "hello")
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise store.StoreError("The database is locked. Ask again in a moment.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store.Store, "keep_draft", fail)
+        page.chat_input[0].set_value("and now?").run()
+        assert [error.value for error in page.error] == [
+            "The database is locked. Ask again in a moment."
+        ]
+        assert page.chat_input[0].proto.value == "and now?"
+    assert len(counting.asked) == 1
+    with monkeypatch.context() as broken:
+        broken.setattr(store.Store, "begin_turn", fail)
+        ask(page, "and now?")
+        assert "could not be saved" in page.error[0].value
+        assert shown(page)[1] == ("and now?", "reply 2", "done")
+    assert len(page.get("component_instance")) == 4
 
 
 def test_engine_is_loaded_once_for_all_clicks_and_sessions(
@@ -134,14 +484,24 @@ def test_engine_is_loaded_once_for_all_clicks_and_sessions(
 ) -> None:
     loads = []
 
-    def load(choice: settings.Settings) -> engine.Engine:
+    def load(choice: settings.Settings, report: object = None) -> engine.Engine:
         loads.append(choice)
         return engine.FakeEngine(token_s=0)
 
     monkeypatch.setattr(engines, "load_engine", load)
     st.cache_resource.clear()
     for _ in range(2):
-        page = AppTest.from_file(PACKAGE / "monolith.py", default_timeout=60).run()
+        page = open_page("monolith.py")
         ask(page, "hello")
-        page.button[0].click().run()
+        click(page, "Clear conversation")
     assert len(loads) == 1
+
+
+def test_engine_that_died_is_loaded_anew_for_the_next_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines, "load_engine", lambda choice, report=None: engine.FakeEngine())
+    st.cache_resource.clear()
+    page = ask(open_page("monolith.py"), "/die")
+    assert "has died" in page.error[0].value
+    assert shown(ask(page, "/echo alive"))[0][1] == "alive"

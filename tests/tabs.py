@@ -1,0 +1,113 @@
+"""What the browser tests share: a tab, what to do in it, and what to see."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from conftest import FAKE
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+
+import chatbot_arch.launch as launch
+
+TIMEOUT_MS = 60_000
+LOOPBACK = ("127.0.0.1", "localhost", "")
+SLOWLY = " ".join(f"w{number}" for number in range(400))  # the fake needs four seconds for it
+FRAMES = "iframe[title='streamlit_chat.streamlit_chat']"
+
+
+@contextmanager
+def open_context(browser: Browser, hosts: list[str], **options: object) -> Iterator[BrowserContext]:
+    """Open a browser of its own, and check afterwards what its pages asked for and showed."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(TIMEOUT_MS)
+    context.on("request", lambda request: hosts.append(urlsplit(request.url).hostname or ""))
+    yield context
+    exceptions = [tab.get_by_test_id("stException").count() for tab in context.pages]
+    context.close()
+    assert not any(exceptions)
+    assert hosts
+    assert set(hosts) <= set(LOOPBACK)
+
+
+@contextmanager
+def run_app(architecture: launch.Architecture, folder: Path) -> Iterator[launch.App]:
+    """Run an architecture that keeps its conversations in a folder."""
+    database = {"CHATBOT_DATABASE_URL": f"sqlite:///{folder / 'chats.db'}"}
+    with launch.start(architecture, FAKE | database) as app:
+        yield app.wait_until_ready(120)
+
+
+def open_tab(context: BrowserContext, url: str, hosts: list[str]) -> Page:
+    """Open a page in a tab and wait for its box; note every host that its socket asks."""
+    tab = context.new_page()
+    tab.on("websocket", lambda socket: hosts.append(urlsplit(socket.url).hostname or ""))
+    tab.goto(url)
+    expect(box(tab)).to_be_enabled(timeout=TIMEOUT_MS)
+    return tab
+
+
+def box(tab: Page) -> Locator:
+    return tab.get_by_test_id("stChatInputTextArea")
+
+
+def ask(tab: Page, question: str) -> None:
+    """Ask the fake engine to say a text back."""
+    box(tab).fill(f"/echo {question}")
+    box(tab).press("Enter")
+
+
+def bubble(tab: Page, position: int) -> Locator:
+    """Return what the bubble at a position shows, counted from the top."""
+    return tab.locator(FRAMES).nth(position).content_frame.locator("body")
+
+
+def expect_messages(tab: Page, texts: list[str]) -> None:
+    """Wait until the bubbles show exactly these texts, from top to bottom, and nothing is made."""
+    expect(tab.locator(FRAMES)).to_have_count(len(texts), timeout=TIMEOUT_MS)
+    for position, text in enumerate(texts):
+        shown = bubble(tab, position).get_by_text(text, exact=True)
+        expect(shown).to_be_visible(timeout=TIMEOUT_MS)
+    expect(tab.get_by_role("button", name="Stop")).to_have_count(0, timeout=TIMEOUT_MS)
+
+
+def expect_growing(tab: Page) -> str:
+    """Wait until a reply has grown under the reader's eyes; return what was shown."""
+    reply = bubble(tab, 1)
+    expect(reply).to_contain_text(re.compile(r"w\d"), timeout=TIMEOUT_MS)
+    first = reply.inner_text()
+    expect(reply).not_to_have_text(first, use_inner_text=True, timeout=TIMEOUT_MS)
+    later = reply.inner_text()
+    assert later.strip().startswith(first.strip())
+    return later.strip()
+
+
+def expect_kept(tab: Page, shown: str, mark: str) -> None:
+    """Wait until the page shows the kept part of a reply, and says why it is only a part."""
+    expect(tab.get_by_text(mark)).to_be_visible(timeout=TIMEOUT_MS)
+    expect(bubble(tab, 1)).to_contain_text(shown, timeout=TIMEOUT_MS)
+    assert "w399" not in bubble(tab, 1).inner_text()
+
+
+def turn(question: str) -> list[str]:
+    """Return the two bubbles of a turn answered by the fake engine."""
+    return [f"/echo {question}", question]
+
+
+def press(tab: Page, name: str) -> None:
+    tab.get_by_role("button", name=name).click(timeout=TIMEOUT_MS)
+
+
+def unfold(tab: Page, name: str) -> None:
+    """Open a part of the sidebar that is folded, if it is."""
+    part = tab.get_by_test_id("stExpander").filter(has_text=name).locator("details")
+    if part.get_attribute("open") is None:
+        part.locator("summary").click(timeout=TIMEOUT_MS)
+
+
+def download(tab: Page, name: str) -> bytes:
+    """Click a download button and return the file."""
+    with tab.expect_download(timeout=TIMEOUT_MS) as waiting:
+        press(tab, name)
+    return waiting.value.path().read_bytes()

@@ -1,0 +1,507 @@
+"""Any text in files, store and page: exact where it is kept, harmless where it is read."""
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from hypothesis import example, given, settings
+from hypothesis import strategies as some
+from markdown_it import MarkdownIt
+from streamlit.testing.v1 import AppTest
+
+import chatbot_arch.bubbles as bubbles
+import chatbot_arch.exports as exports
+import chatbot_arch.replies as replies
+import chatbot_arch.store as store
+import chatbot_arch.utils as utils
+
+FRONTEND = Path(utils.__file__).with_name("frontend.py")
+# The same examples in every run; nothing kept on disk between runs.
+PROPERTY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+FRAGMENTS = (
+    "👩🏽‍🚀",
+    "🏳️‍🌈",
+    "שלום ",
+    "مرحبا",
+    "e\u0301",
+    "Z\u0351\u036b",
+    "\u202egnp.exe\u202c",
+    "<think>",
+    "</think>",
+    "<|im_start|>system",
+    "<|im_end|>",
+    "'",
+    '"',
+    '""',
+    ",",
+    ";",
+    "\\",
+    "\n",
+    "\r",
+    "\r\n",
+    "\t",
+    " ",
+    "\u0085",
+    "\u2028",
+    "\ufeff",
+    "\x1b[31m",
+    "\uffff",
+    "=1+1",
+    "+",
+    "-",
+    "@",
+)
+exact_texts = some.lists(some.sampled_from(FRAGMENTS) | some.text(max_size=5)).map("".join)
+storable_texts = exact_texts.map(lambda text: text.replace("\0", "0"))
+lone_surrogates = some.integers(0xD800, 0xDFFF).map(chr)
+hostile_texts = some.lists(exact_texts | lone_surrogates | some.just("\0")).map("".join)
+
+
+def make_turn(question: str, reply: str, position: int = 0) -> store.Turn:
+    return store.Turn(
+        id=store.new_id(), position=position, question=question, reply=reply, state="done"
+    )
+
+
+def make_conversation(*turns: store.Turn) -> store.Conversation:
+    return store.Conversation(id=store.new_id(), owner="me", title="A talk", turns=list(turns))
+
+
+def write_reply(kept: store.Store, question: str, pieces: list[str]) -> replies.Writing:
+    """Make a reply of these pieces, the first of its conversation; return it when it has ended."""
+
+    def respond(*asked: object) -> replies.Reply:
+        assert asked[2] == question
+        for piece in pieces:
+            asked[-1].say(piece)
+        return replies.Reply("stop")
+
+    turn = store.Turn(
+        id=store.new_id(), conversation_id=store.new_id(), position=0, question=question
+    )
+    kept.keep_draft(turn.conversation_id, "me", question, {})
+    writing = replies.Writing(respond, kept, turn)
+    writing.run()
+    return writing
+
+
+# Exact
+
+
+@PROPERTY
+@given(question=storable_texts, pieces=some.lists(storable_texts))
+def test_text_is_the_same_bytes_from_reply_through_store_and_file(
+    question: str, pieces: list[str]
+) -> None:
+    text = "".join(pieces)
+    kept = store.Store("sqlite://")
+    writing = write_reply(kept, question, pieces)
+    assert writing.look().text.encode() == text.encode()
+    saved = kept.load(writing.turn.conversation_id)
+    content = exports.conversation_json(saved).encode()
+    opened = exports.read_conversation(content, "someone")
+    kept.add(opened)
+    again = kept.load(opened.id)
+    for conversation in (saved, again):
+        [turn] = conversation.turns
+        assert turn.question.encode() == question.encode()
+        assert turn.reply.encode() == text.encode()
+    assert exports.conversation_json(again).encode() == content
+    kept.close()
+
+
+@PROPERTY
+@given(question=hostile_texts, reply=hostile_texts)
+def test_nul_and_lone_surrogates_become_replacement_characters(question: str, reply: str) -> None:
+    def replaced(text: str) -> str:
+        whole = text.encode("utf-8", "surrogatepass").replace(b"\0", "\ufffd".encode())
+        return re.sub(rb"\xed[\xa0-\xbf].", "\ufffd".encode(), whole, flags=re.S).decode()
+
+    kept = store.Store("sqlite://")
+    writing = write_reply(kept, question, [reply])
+    [turn] = kept.load(writing.turn.conversation_id).turns
+    assert (turn.question, turn.reply) == (replaced(question), replaced(reply))
+    kept.close()
+
+
+def test_reply_with_lone_surrogates_is_shown_as_it_is_saved() -> None:
+    kept = store.Store("sqlite://")
+    writing = write_reply(kept, "?", ["a\ud800b\0c"])
+    [turn] = kept.load(writing.turn.conversation_id).turns
+    assert writing.look().text == turn.reply == "a\ufffdb\ufffdc"
+
+
+finite = some.floats(0, 1e6)
+counts = some.none() | some.integers(0, 10**6)
+ended = some.builds(
+    replies.Reply, some.sampled_from(["stop", "length", "timeout"]), *[exact_texts] * 2, counts
+)
+facts = some.just({}) | ended.map(lambda reply: asdict(reply) | {"first_s": 0.5, "reply_s": 1 / 3})
+
+
+@PROPERTY
+@given(data=some.data())
+def test_saved_conversation_is_opened_exactly(data: some.DataObject) -> None:
+    turns = [make_turn(*each) for each in data.draw(some.lists(some.tuples(*[exact_texts] * 2)))]
+    for position, turn in enumerate(turns):
+        turn.position = position
+        turn.state = data.draw(some.sampled_from(["writing", "done", "stopped", "failed"]))
+        turn.facts = data.draw(facts)
+        turn.rating = data.draw(some.sampled_from([None, 0, 1]))
+    saved = make_conversation(*turns)
+    saved.title = data.draw(exact_texts.map(lambda text: text[:80]))
+    saved.options = {
+        "system_prompt": data.draw(exact_texts),
+        "temperature": data.draw(some.floats(0, 2)),
+        "top_p": data.draw(some.floats(0.05, 1)),
+        "max_new_tokens": data.draw(some.none() | some.integers(1, 4096)),
+    }
+    opened = exports.read_conversation(exports.conversation_json(saved).encode(), "someone")
+    assert (opened.title, opened.options) == (saved.title, saved.options)
+    assert opened.owner == "someone"
+    assert opened.id != saved.id
+    shown = ("position", "question", "reply", "state", "facts", "rating")
+    assert [[getattr(turn, name) for name in shown] for turn in opened.turns] == [
+        [getattr(turn, name) for name in shown] for turn in turns
+    ]
+    assert not {turn.id for turn in opened.turns} & {turn.id for turn in turns}
+
+
+# CSV
+
+FIELD = r'(?:"(?:[^"]|"")*"|[^",\r\n]*)'
+RFC_4180 = re.compile(rf"(?:{FIELD},{FIELD}\r\n)+")
+
+
+@PROPERTY
+@given(texts=some.lists(some.tuples(*[hostile_texts] * 2)))
+@example(texts=[("=cmd|' /C calc'!A0", "\r\n")])
+def test_csv_is_read_back_by_any_reader(texts: list[tuple[str, str]]) -> None:
+    content = exports.conversation_csv([make_turn(*each) for each in texts])
+    assert RFC_4180.fullmatch(content)
+    header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
+    assert header == ["is_user", "text"]
+    assert [row[0] for row in rows] == ["True", "False"] * len(texts)
+    said = [text for each in texts for text in each]
+    for [_, read], text in zip(rows, said, strict=True):
+        formula = text[:1] in ("=", "+", "-", "@", "\t", "\r", "\0") and text != ""
+        assert read == ("'" if formula else "") + text
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\0"])
+def test_csv_cell_that_begins_like_a_formula_gets_one_apostrophe(first: str) -> None:
+    text = f'{first}{first}HYPERLINK("http://images.example")'
+    content = exports.conversation_csv([make_turn(text, f" {text}"), make_turn("", "'=1")])
+    rows = list(csv.reader(io.StringIO(content, newline=""), strict=True))
+    assert [text for _, text in rows[1:]] == [f"'{text}", f" {text}", "", "'=1"]
+
+
+def test_csv_is_oldest_first_and_utf8_without_a_mark() -> None:
+    turns = [make_turn("one", "éins"), make_turn("two", "zw,ei")]
+    expected = 'is_user,text\r\nTrue,one\r\nFalse,éins\r\nTrue,two\r\nFalse,"zw,ei"\r\n'
+    assert exports.conversation_csv(turns).encode() == expected.encode()
+    assert exports.conversation_csv([]) == "is_user,text\r\n"
+
+
+# Files from outside
+
+MARK = "what-the-file-says"
+TURN = {"question": "a", "reply": "b"}
+
+
+def saved_file(*turns: object, **changes: object) -> bytes:
+    return json.dumps({"title": "", "turns": turns, **changes}).encode()
+
+
+def set_raw(name: str, raw: str) -> bytes:
+    """Return a saved conversation in which one fact is this piece of JSON."""
+    return saved_file(TURN | {"facts": {name: 0}}).replace(b'": 0}', f'": {raw}}}'.encode())
+
+
+def refusal(content: bytes) -> str:
+    with pytest.raises(exports.ExportError) as caught:
+        exports.read_conversation(content, "me")
+    return str(caught.value)
+
+
+REFUSED = {
+    "empty": b"",
+    "csv": f"is_user,text\r\nTrue,{MARK}\r\n".encode(),
+    "page": f"<html>{MARK}</html>".encode(),
+    "picture": b"\x89PNG\r\n\x1a\n\0\0\0\xff",
+    "cut": saved_file(TURN)[:-2],
+    "two": saved_file(TURN) * 2,
+    "utf-16": saved_file(TURN).decode().encode("utf-16"),
+    "null": b"null",
+    "list": b"[]",
+    "text": f'"{MARK}"'.encode(),
+    "no-turns": b'{"title": ""}',
+    "turns-a-text": saved_file(turns=MARK),
+    "turns-an-object": saved_file(turns={MARK: MARK}),
+    "turn-a-text": saved_file(MARK),
+    "turn-without-reply": saved_file({"question": MARK}),
+    "question-a-number": saved_file({"question": 7, "reply": MARK}),
+    "question-null": saved_file({"question": None, "reply": MARK}),
+    "reply-a-list": saved_file({"question": "", "reply": [MARK]}),
+    "title-null": saved_file(title=None),
+    "title-too-long": saved_file(title=f"{MARK} " * 200),
+    "question-too-long": saved_file(TURN | {"question": "a" * (exports.LONGEST_TEXT_CHARS + 1)}),
+    "reply-too-long": saved_file(TURN | {"reply": "a" * (exports.LONGEST_TEXT_CHARS + 1)}),
+    "too-many-turns": saved_file(*[TURN] * (exports.MOST_TURNS + 1)),
+    "unknown-format": saved_file(format=f"{MARK} 2"),
+    "unknown-state": saved_file(TURN | {"state": MARK}),
+    "unknown-option": saved_file(options={"seed": 1}),
+    "rating-out-of-range": saved_file(TURN | {"rating": 2}),
+    "temperature-too-low": saved_file(options={"temperature": -0.1}),
+    "temperature-too-high": saved_file(options={"temperature": 2.1}),
+    "temperature-a-text": saved_file(options={"temperature": MARK}),
+    "temperature-nan": saved_file(options={"temperature": float("nan")}),
+    "top-p-zero": saved_file(options={"top_p": 0}),
+    "top-p-infinite": saved_file(options={"top_p": float("inf")}),
+    "max-new-tokens-zero": saved_file(options={"max_new_tokens": 0}),
+    "max-new-tokens-too-high": saved_file(options={"max_new_tokens": 4097}),
+    "rating-nan": saved_file(TURN | {"rating": float("nan")}),
+    "deep": b"[" * 100_000,
+    "deep-turns": saved_file().replace(b"[]", b"[" * 100_000),
+    "deep-facts": set_raw("model", '{"a":' * 100_000),
+    "facts-a-list": set_raw("model", f'["{MARK}"]'),
+    "long-number": set_raw("reply_tokens", "9" * 5000),
+    "lone-surrogate": saved_file(TURN | {"reply": f"{MARK}\ud800"}),
+    "lone-surrogate-raw": saved_file(TURN | {"reply": "X"}).replace(b"X", b"\xed\xa0\x80"),
+    "bad-utf-8": saved_file(TURN | {"reply": "X"}).replace(b"X", b"\xff"),
+    "unknown-field": saved_file(**{MARK: 1}),
+    "unknown-long-field": saved_file(**{MARK * 100: 1}),
+    "unknown-field-of-a-turn": saved_file(TURN | {MARK: MARK}),
+    "unknown-fact": saved_file(TURN | {"facts": {MARK: [MARK]}}),
+    "fact-nan": set_raw("first_s", "NaN"),
+    "fact-infinite": set_raw("first_s", "1e999"),
+}
+
+
+@pytest.mark.parametrize("content", REFUSED.values(), ids=REFUSED)
+def test_other_file_is_refused_with_a_short_sentence_of_our_own(content: bytes) -> None:
+    sentence = refusal(content)
+    assert sentence.startswith("This file is no saved conversation")
+    assert sentence.endswith("Choose one that was saved here as JSON.")
+    assert len(sentence) < 500
+    assert "\n" not in sentence
+    assert MARK not in sentence
+
+
+json_values = some.recursive(
+    some.none() | some.booleans() | some.floats() | some.integers() | exact_texts,
+    lambda values: some.lists(values) | some.dictionaries(exact_texts, values),
+    max_leaves=10,
+)
+almost_saved = some.fixed_dictionaries(
+    {"title": some.just("") | json_values, "turns": some.lists(some.just(TURN) | json_values)},
+    optional={"options": json_values, "format": json_values},
+)
+files = some.binary() | almost_saved.map(lambda value: json.dumps(value).encode())
+
+
+@PROPERTY
+@given(content=files)
+def test_any_file_is_opened_whole_or_refused_in_a_sentence(content: bytes) -> None:
+    try:
+        opened = exports.read_conversation(content, "me")
+    except exports.ExportError:
+        return  # what it says is looked at above
+    saved = exports.conversation_json(opened).encode()
+    assert exports.conversation_json(exports.read_conversation(saved, "me")).encode() == saved
+
+
+def open_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, conversation: store.Conversation
+) -> AppTest:
+    """Open the page of a conversation that was just read from a file; no backend is there."""
+    monkeypatch.setenv("CHATBOT_BACKEND_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("CHATBOT_DATABASE_URL", f"sqlite:///{tmp_path / 'chats.db'}")
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    utils.get_store()[0].add(conversation)
+    page = AppTest.from_file(FRONTEND, default_timeout=60)
+    page.query_params["conversation"] = conversation.id
+    return page.run()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"reply_tokens": 5},
+        {"reply_tokens": 5, "prompt_tokens": 7},
+        {"reply_tokens": "many"},
+        {"first_s": "soon"},
+        {"model": "only a model"},
+        {"turns_left_out": "all"},
+    ],
+    ids=lambda facts: "-".join(map(str, facts.values())),
+)
+def test_page_shows_every_file_that_is_not_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, facts: dict[str, object]
+) -> None:
+    try:
+        opened = exports.read_conversation(saved_file(TURN | {"facts": facts}), "me")
+    except exports.ExportError:
+        return
+    page = open_file(monkeypatch, tmp_path, opened)
+    assert not page.exception
+    assert page.session_state.conversation_history["generated_responses"] == ["b"]
+
+
+def test_page_saves_and_opens_what_nobody_foresaw(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    too_long = make_turn("?", "a" * (exports.LONGEST_TEXT_CHARS + 1))
+    page = open_file(monkeypatch, tmp_path, make_conversation(too_long))
+    assert not page.exception
+
+
+# Images
+
+IMAGE_TEXT = "![x](http://images.example/p.png)"
+MARKDOWN = (
+    IMAGE_TEXT,
+    "![x][ref]\n\n[ref]: http://images.example/p.png\n",
+    "![",
+    "!",
+    "[",
+    "](http://images.example/p.png)",
+    "\\",
+    "```",
+    "````",
+    "~~~",
+    "`",
+    "``",
+    "$$",
+    "$",
+    "\n",
+    "\n\n",
+    "\r",
+    "\r\n",
+    "\t",
+    " ",
+    "    ",
+    "> ",
+    "- ",
+    "1. ",
+    "# ",
+    "| a | b |\n|---|---|\n",
+    "|",
+    "---\n",
+    "===\n",
+    "<!--",
+    "-->",
+    "<pre>",
+    "</pre>",
+    "<div>\n",
+    "</div>",
+    "<![CDATA[",
+    "]]>",
+    "&#33;",
+    "[ref]: http://images.example/p.png '",
+    "**",
+    "~~",
+    ":::note\n",
+    ":::\n",
+    "\0",
+    "\x0b",
+    "\x0c",
+    "\u0085",
+    "\u00a0",
+    "\u2028",
+    "\ufeff",
+    "rust",
+    "a",
+)
+markdowns = some.lists(some.sampled_from(MARKDOWN) | some.text(max_size=3), max_size=20)
+RENDERERS = {name: MarkdownIt(name) for name in ("commonmark", "js-default", "gfm-like")}
+RENDERERS["gfm-like"].disable("linkify")  # needs a package more, and makes links only
+
+
+def has_image(renderer: MarkdownIt, text: str) -> bool:
+    inline = (token.children or [] for token in renderer.parse(text))
+    return any(child.type == "image" for children in inline for child in children)
+
+
+@settings(PROPERTY, max_examples=2000)
+@given(pieces=markdowns)
+@example(pieces=["\r\r```\ncode\n```\n", IMAGE_TEXT])
+def test_no_renderer_finds_an_image_in_any_text(pieces: list[str]) -> None:
+    shown = bubbles.defuse_images("".join(pieces))
+    assert not any(has_image(renderer, shown) for renderer in RENDERERS.values())
+
+
+@pytest.mark.parametrize("renderer", RENDERERS.values(), ids=RENDERERS)
+def test_renderers_of_this_test_do_find_images(renderer: MarkdownIt) -> None:
+    assert has_image(renderer, IMAGE_TEXT)
+    assert has_image(renderer, f"> - **{IMAGE_TEXT}**")
+
+
+def test_image_after_a_fence_that_only_some_renderers_close_is_escaped() -> None:
+    text = f":::note\n```\n:::\n{IMAGE_TEXT}\n"  # a container, as remark-directive has it
+    assert IMAGE_TEXT not in bubbles.defuse_images(text)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "```rust\nlet v = vec![1, 2];\n```",
+        "````\n```\n![x](y)\n```\n````",
+        "before\n\n   ```\n   println![]\n   ```\nafter",
+        "```\nnever closed: ![x](y)",
+    ],
+    ids=["rust", "nested", "indented", "unclosed"],
+)
+def test_code_between_fences_is_unchanged(code: str) -> None:
+    assert bubbles.defuse_images(code) == code
+    beside = bubbles.defuse_images(f"{IMAGE_TEXT}\n{code}")
+    assert beside == f"!\\{IMAGE_TEXT[1:]}\n{code}"
+
+
+@PROPERTY
+@given(text=exact_texts)
+def test_text_without_images_is_unchanged(text: str) -> None:
+    text = text.replace("![", "")
+    assert bubbles.defuse_images(text) == text
+
+
+@PROPERTY
+@given(pieces=markdowns)
+def test_defused_text_differs_only_by_backslashes(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    shown = bubbles.defuse_images(text)
+    assert shown.replace("!\\[", "![") == text.replace("!\\[", "![")
+
+
+def test_long_text_is_defused_soon() -> None:
+    started = time.monotonic()
+    fences = "```\nvec![1];\n```\n" * 2_000
+    assert bubbles.defuse_images(fences) == fences
+    assert IMAGE_TEXT not in bubbles.defuse_images(IMAGE_TEXT * 20_000)
+    assert time.monotonic() - started < 20
+
+
+def every_bubble(page: AppTest) -> list[str]:
+    return [json.loads(each.proto.json_args)["message"] for each in page.get("component_instance")]
+
+
+@pytest.mark.parametrize("read", [every_bubble], ids=["bubbles"])
+def test_page_of_a_stranger_s_file_holds_no_image(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, read: Callable[[AppTest], list[str]]
+) -> None:
+    facts = asdict(replies.Reply("stop", IMAGE_TEXT, IMAGE_TEXT)) | {"first_s": 1.0, "reply_s": 1.0}
+    turn = {"question": IMAGE_TEXT, "reply": IMAGE_TEXT, "facts": facts}
+    opened = exports.read_conversation(saved_file(turn, title=IMAGE_TEXT), "me")
+    page = open_file(monkeypatch, tmp_path, opened)
+    assert not page.exception
+    drawn = [*read(page), *[each.label for each in page.button]]
+    drawn += [each.value for each in page.caption]
+    assert not [text for text in drawn if has_image(RENDERERS["commonmark"], text)]

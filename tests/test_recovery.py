@@ -1,0 +1,122 @@
+"""What comes back after a crash, and what a page looks like in its other form."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from conftest import ARCHITECTURES, FAKE
+from playwright.sync_api import Browser, expect
+from tabs import (
+    FRAMES,
+    SLOWLY,
+    TIMEOUT_MS,
+    ask,
+    box,
+    bubble,
+    expect_growing,
+    expect_kept,
+    expect_messages,
+    open_context,
+    open_tab,
+    press,
+    run_app,
+    turn,
+)
+
+import chatbot_arch.launch as launch
+import chatbot_arch.store as store
+import chatbot_arch.users as users
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_killed_page_comes_back_with_what_was_shown(
+    architecture: launch.Architecture, browser: Browser, tmp_path: Path, hosts: list[str]
+) -> None:
+    with run_app(architecture, tmp_path) as app, open_context(browser, hosts) as context:
+        tab = open_tab(context, app.page_url, hosts)
+        ask(tab, SLOWLY)
+        shown = expect_growing(tab)
+        for process in app.servers[-1].processes():
+            process.kill()
+        app.servers[-1].process.wait(30)
+        port = urlsplit(app.page_url).port
+        database = {"CHATBOT_DATABASE_URL": f"sqlite:///{tmp_path / 'chats.db'}"}
+        with launch.start(architecture, FAKE | database, page_port=port) as again:
+            again.wait_until_ready(120)
+            assert again.page_url == app.page_url
+            tab.goto(tab.url)
+            expect_kept(tab, shown, "Broken off here.")
+            ask(tab, "going on")
+            expect(bubble(tab, 1)).to_contain_text("going on", timeout=TIMEOUT_MS)
+
+
+def test_killed_backend_leaves_the_part_and_a_way_back(
+    browser: Browser, tmp_path: Path, hosts: list[str]
+) -> None:
+    with run_app("microservices", tmp_path) as app, open_context(browser, hosts) as context:
+        tab = open_tab(context, app.page_url, hosts)
+        ask(tab, SLOWLY)
+        shown = expect_growing(tab)
+        backend = app.servers[0]
+        for process in backend.processes():
+            process.kill()
+        expect(tab.get_by_text("broke off in mid-reply")).to_be_visible(timeout=TIMEOUT_MS)
+        expect_kept(tab, shown, "Broken off here.")
+        expect(box(tab)).to_have_value(f"/echo {SLOWLY}")
+        box(tab).fill("/echo still there?")
+        box(tab).press("Enter")
+        expect(tab.get_by_text("No backend answers at")).to_have_count(2, timeout=TIMEOUT_MS)
+        expect(box(tab)).to_have_value("/echo still there?")
+        backend.process.wait(30)
+        command = launch.backend_command(urlsplit(backend.url).port)
+        app.servers.append(launch.start_server("backend", command, backend.url, "/ready", FAKE))
+        launch.wait_until_ready(app.servers[-1], 60)
+        press(tab, "Regenerate")
+        expect_messages(tab, turn(SLOWLY))
+
+
+def test_native_elements_show_the_same_page(browser: Browser, hosts: list[str]) -> None:
+    native = FAKE | {"CHATBOT_CHAT_UI": "native"}
+    with launch.start("monolith", native) as app, open_context(browser, hosts) as context:
+        tab = open_tab(context, app.wait_until_ready(120).page_url, hosts)
+        ask(tab, f"![x](http://images.example/p.png) {SLOWLY}")
+        messages = tab.get_by_test_id("stChatMessage")
+        expect(messages.nth(1)).to_contain_text("w3", timeout=TIMEOUT_MS)
+        expect(tab.get_by_role("button", name="Stop")).to_be_visible()
+        expect(messages.nth(1)).to_contain_text("w399", timeout=TIMEOUT_MS)
+        expect(messages.nth(1)).to_contain_text("![x](http://images.example/p.png)")
+        expect(messages).to_have_count(2)
+        assert tab.locator("img[src*='images.example']").count() == 0
+        assert tab.locator(FRAMES).count() == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_long_conversation_sends_no_more_than_a_short_one(
+    architecture: launch.Architecture, tmp_path: Path
+) -> None:
+    sent = {}
+    for length in (10, 200):
+        folder = tmp_path / str(length)
+        kept = store.Store(f"sqlite:///{folder / 'chats.db'}")
+        talk = store.Conversation(id="a" * 22, owner="somebody", title="A long talk")
+        talk.turns = [
+            store.Turn(
+                id=store.new_id(),
+                position=position,
+                question=f"question {position}",
+                reply="word " * 100,
+                state="done",
+            )
+            for position in range(length)
+        ]
+        kept.add(talk)
+        kept.close()
+        with run_app(architecture, folder) as app:
+            address = f"{app.page_url}?conversation={talk.id}"
+            with users.PageUser(address) as user:
+                before = user.page.received_bytes
+                user.ask("/echo hello")
+                sent[length] = user.page.received_bytes - before
+    # Two whole runs and a few looks, of which only the new turn is new: no text is sent again.
+    assert sent[200] < 1.2 * sent[10]
+    assert sent[200] < 200 * 500
