@@ -2,11 +2,15 @@
 
 import json
 import queue
+import re
 import socket
 import threading
+import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack
 
+import httpx
 import pytest
 from conftest import serve_backend
 from fastapi.testclient import TestClient
@@ -24,13 +28,17 @@ class ScriptedEngine(engine.FakeEngine):
     def __init__(self, **pace: float) -> None:
         super().__init__(**pace)
         self.asked = threading.Event()
-        self.finished: queue.SimpleQueue[engine.Finish] = queue.SimpleQueue()
+        self.finished: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def stream(self, *asked: object) -> Generator[str, None, engine.Finish]:
         self.asked.set()
-        finish = yield from super().stream(*asked)
-        self.finished.put(finish)
-        return finish
+        reason = "closed"
+        try:
+            finish = yield from super().stream(*asked)
+            reason = finish.reason
+            return finish
+        finally:
+            self.finished.put(reason)
 
     def fit(self, conversation: list, options: engine.Options) -> tuple[list, int]:
         if self.error:
@@ -161,4 +169,102 @@ def test_client_that_leaves_ends_its_reply(
             head = f"POST /chat HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
             assert scripted.asked.wait(30)
-        assert scripted.finished.get(timeout=30).reason == "cancelled"
+        assert scripted.finished.get(timeout=30) == "cancelled"
+
+
+def events(text: str) -> list[tuple[str, dict]]:
+    """Return the server-sent events in a body."""
+    found = re.findall(r"event: (\w+)\ndata: (.*)\n", text)
+    return [(event, json.loads(data)) for event, data in found]
+
+
+def test_stream_sends_tokens_and_then_what_they_took(client: TestClient) -> None:
+    answer = client.post("/chat/stream", json={"user_input": "/echo one two"})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert events(answer.text) == [
+        ("token", {"text": "one"}),
+        ("token", {"text": " two"}),
+        (
+            "done",
+            {
+                "reason": "stop",
+                "prompt_tokens": 3,
+                "reply_tokens": 2,
+                "turns_left_out": 2,
+                "model": "known-text",
+                "engine": "fake",
+            },
+        ),
+    ]
+
+
+def test_stream_that_fails_ends_with_its_sentence(client: TestClient) -> None:
+    sent = events(client.post("/chat/stream", json={"user_input": "/raise"}).text)
+    assert [event for event, _ in sent] == ["token", "error"]
+    assert "failed" in sent[-1][1]["detail"]
+
+
+def test_stream_refuses_before_it_begins(client: TestClient, scripted: ScriptedEngine) -> None:
+    scripted.error = engine.TooLongError("9000 tokens, and 8144 fit.")
+    answer = client.post("/chat/stream", json={"user_input": "hi"})
+    assert (answer.status_code, answer.json()["detail"]) == (422, "9000 tokens, and 8144 fit.")
+
+
+def test_system_prompt_of_the_request_comes_before_the_settings(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATBOT_SYSTEM_PROMPT", "Be very very brief indeed.")
+    for system_prompt, tokens in ((None, 7), ("Be brief.", 4), ("", 2)):
+        options = {} if system_prompt is None else {"system_prompt": system_prompt}
+        body = {"user_input": "/echo hi", "options": options}
+        sent = events(client.post("/chat/stream", json=body).text)
+        assert sent[-1][1]["prompt_tokens"] == tokens
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ScriptedEngine]]:
+    """Serve an engine that speaks until it is stopped, to one at a time."""
+    speaking = ScriptedEngine(token_s=0.01)
+    monkeypatch.setattr(engines, "load_engine", lambda choice, report: speaking)
+    monkeypatch.setenv("CHATBOT_MAX_REPLIES", "1")
+    with serve_backend() as url:
+        backend.app.state.loading.result(timeout=30)
+        yield url, speaking
+
+
+LONG = {"user_input": "/echo " + "word " * 5000}
+
+
+def open_stream(stack: ExitStack, url: str, body: dict) -> Iterator[str]:
+    """Ask for a stream and return its lines; closing `stack` leaves it."""
+    client = stack.enter_context(httpx.Client(timeout=30))
+    answer = stack.enter_context(client.stream("POST", f"{url}/chat/stream", json=body))
+    return answer.iter_lines()
+
+
+def test_who_leaves_a_stream_frees_the_place(crowded: tuple[str, ScriptedEngine]) -> None:
+    url, speaking = crowded
+    for _ in range(3):
+        with ExitStack() as stack:
+            assert next(open_stream(stack, url, LONG)) == "event: token"
+        assert speaking.finished.get(timeout=5) in ("cancelled", "closed")
+    answer = httpx.post(f"{url}/chat", json={"user_input": "/echo hi"}, timeout=30)
+    assert answer.json() == "hi"
+
+
+def test_who_waits_in_line_is_told_and_may_leave(crowded: tuple[str, ScriptedEngine]) -> None:
+    url, _ = crowded
+    with ExitStack() as first, ExitStack() as second, ExitStack() as third:
+        speaking = open_stream(first, url, LONG)
+        assert next(speaking) == "event: token"
+        waiting = open_stream(second, url, {"user_input": "/echo second"})
+        assert [next(waiting) for _ in range(2)] == ["event: waiting", 'data: {"ahead": 0}']
+        behind = open_stream(third, url, {"user_input": "/echo third"})
+        assert [next(behind) for _ in range(2)] == ["event: waiting", 'data: {"ahead": 1}']
+        second.close()
+        first.close()
+        assert 'data: {"text": "third"}' in list(behind)
+    deadline = time.monotonic() + 30
+    while backend.app.state.line.free < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
