@@ -17,7 +17,7 @@ import chatbot_arch.settings as settings
 # %% ../nbs/01b_bubbles.ipynb #defuse-images
 IMAGE = "!["
 # Wherever these occur, renderers differ in what they take for a block of code.
-AMBIGUOUS = ("~~~", "$$", "<", "\t")
+AMBIGUOUS = ("~~~", "$$", "<", "\t", "\r", ":::")
 
 
 def defuse_images(text: str) -> str:

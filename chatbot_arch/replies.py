@@ -87,7 +87,7 @@ class Writing:
         """Add a piece to the reply; `respond` calls this."""
         with self._lock:
             self._first_s = self._first_s or time.monotonic() - self._started
-            self._text += piece
+            self._text += store.storable(piece)  # so that what is shown is what is saved
             self._status = ""
 
     def report(self, status: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, WebSocketRoute, expect
 from tabs import (
     FRAMES,
     SLOWLY,
@@ -106,16 +106,27 @@ def test_refresh_in_mid_reply_shows_the_part_and_goes_on(page: Page) -> None:
     expect_messages(page, turn(SLOWLY))
 
 
-def test_lost_connection_comes_back_to_the_same_conversation(page: Page) -> None:
-    ask(page, "hello")
-    expect_messages(page, turn("hello"))
-    page.evaluate("window.wasHere = true")
-    page.context.set_offline(True)
-    page.evaluate("window.dispatchEvent(new Event('offline'))")
-    page.context.set_offline(False)
-    ask(page, "again")
-    expect_messages(page, turn("again") + turn("hello"))
-    assert page.evaluate("window.wasHere")
+def test_lost_connection_comes_back_to_the_same_conversation(
+    page: Page, app: launch.App, hosts: list[str]
+) -> None:
+    sockets: list[WebSocketRoute] = []
+
+    def forward(socket: WebSocketRoute) -> None:
+        socket.connect_to_server()
+        sockets.append(socket)
+
+    tab = page.context.new_page()
+    tab.route_web_socket("**/_stcore/stream", forward)
+    tab.goto(app.page_url)
+    ask(tab, "hello")
+    expect_messages(tab, turn("hello"))
+    tab.evaluate("window.wasHere = true")
+    ask(tab, SLOWLY)
+    expect_growing(tab)
+    sockets[-1].close(code=3000, reason="lost on the way")
+    expect_messages(tab, turn(SLOWLY) + turn("hello"))
+    assert len(sockets) == 2, "the page has connected again"
+    assert tab.evaluate("window.wasHere"), "without being loaded again"
 
 
 def test_address_opens_the_conversation_in_another_browser(

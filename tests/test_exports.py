@@ -5,7 +5,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,6 +64,14 @@ lone_surrogates = some.integers(0xD800, 0xDFFF).map(chr)
 hostile_texts = some.lists(exact_texts | lone_surrogates | some.just("\0")).map("".join)
 
 
+@pytest.fixture(scope="module")
+def kept() -> Iterator[store.Store]:
+    """Yield a database in memory."""
+    opened = store.Store("sqlite://")
+    yield opened
+    opened.close()
+
+
 def make_turn(question: str, reply: str, position: int = 0) -> store.Turn:
     return store.Turn(
         id=store.new_id(), position=position, question=question, reply=reply, state="done"
@@ -98,10 +106,9 @@ def write_reply(kept: store.Store, question: str, pieces: list[str]) -> replies.
 @PROPERTY
 @given(question=storable_texts, pieces=some.lists(storable_texts))
 def test_text_is_the_same_bytes_from_reply_through_store_and_file(
-    question: str, pieces: list[str]
+    kept: store.Store, question: str, pieces: list[str]
 ) -> None:
     text = "".join(pieces)
-    kept = store.Store("sqlite://")
     writing = write_reply(kept, question, pieces)
     assert writing.look().text.encode() == text.encode()
     saved = kept.load(writing.turn.conversation_id)
@@ -114,31 +121,30 @@ def test_text_is_the_same_bytes_from_reply_through_store_and_file(
         assert turn.question.encode() == question.encode()
         assert turn.reply.encode() == text.encode()
     assert exports.conversation_json(again).encode() == content
-    kept.close()
 
 
 @PROPERTY
 @given(question=hostile_texts, reply=hostile_texts)
-def test_nul_and_lone_surrogates_become_replacement_characters(question: str, reply: str) -> None:
+def test_nul_and_lone_surrogates_become_replacement_characters(
+    kept: store.Store, question: str, reply: str
+) -> None:
     def replaced(text: str) -> str:
         whole = text.encode("utf-8", "surrogatepass").replace(b"\0", "\ufffd".encode())
         return re.sub(rb"\xed[\xa0-\xbf].", "\ufffd".encode(), whole, flags=re.S).decode()
 
-    kept = store.Store("sqlite://")
     writing = write_reply(kept, question, [reply])
-    [turn] = kept.load(writing.turn.conversation_id).turns
+    saved = kept.load(writing.turn.conversation_id)
+    [turn] = saved.turns
     assert (turn.question, turn.reply) == (replaced(question), replaced(reply))
-    kept.close()
 
 
-def test_reply_with_lone_surrogates_is_shown_as_it_is_saved() -> None:
-    kept = store.Store("sqlite://")
+def test_reply_with_lone_surrogates_is_shown_as_it_is_saved(kept: store.Store) -> None:
     writing = write_reply(kept, "?", ["a\ud800b\0c"])
-    [turn] = kept.load(writing.turn.conversation_id).turns
+    saved = kept.load(writing.turn.conversation_id)
+    [turn] = saved.turns
     assert writing.look().text == turn.reply == "a\ufffdb\ufffdc"
 
 
-finite = some.floats(0, 1e6)
 counts = some.none() | some.integers(0, 10**6)
 ended = some.builds(
     replies.Reply, some.sampled_from(["stop", "length", "timeout"]), *[exact_texts] * 2, counts
@@ -489,19 +495,22 @@ def test_long_text_is_defused_soon() -> None:
     assert time.monotonic() - started < 20
 
 
-def every_bubble(page: AppTest) -> list[str]:
-    return [json.loads(each.proto.json_args)["message"] for each in page.get("component_instance")]
-
-
-@pytest.mark.parametrize("read", [every_bubble], ids=["bubbles"])
+@pytest.mark.parametrize("look", ["bubbles", "native"])
 def test_page_of_a_stranger_s_file_holds_no_image(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, read: Callable[[AppTest], list[str]]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, look: str
 ) -> None:
-    facts = asdict(replies.Reply("stop", IMAGE_TEXT, IMAGE_TEXT)) | {"first_s": 1.0, "reply_s": 1.0}
+    monkeypatch.setenv("CHATBOT_CHAT_UI", look)
+    made_by = replies.Reply("stop", IMAGE_TEXT, IMAGE_TEXT)
+    facts = asdict(made_by) | {"first_s": 1.0, "reply_s": 1.0}
     turn = {"question": IMAGE_TEXT, "reply": IMAGE_TEXT, "facts": facts}
     opened = exports.read_conversation(saved_file(turn, title=IMAGE_TEXT), "me")
     page = open_file(monkeypatch, tmp_path, opened)
+    page.session_state.browser = "me"  # whose list has the title
+    page.run()
     assert not page.exception
-    drawn = [*read(page), *[each.label for each in page.button]]
-    drawn += [each.value for each in page.caption]
-    assert not [text for text in drawn if has_image(RENDERERS["commonmark"], text)]
+    drawn = [json.loads(each.proto.json_args) for each in page.get("component_instance")]
+    texts = [each["message"] for each in drawn]
+    texts += [each.value for each in (*page.markdown, *page.caption, *page.error)]
+    texts += [each.label for each in page.button]
+    assert sum("images" in text for text in texts) >= 4  # twice said, a title, facts
+    assert not [text for text in texts if has_image(RENDERERS["commonmark"], text)]

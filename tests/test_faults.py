@@ -37,7 +37,7 @@ import chatbot_arch.store as store
 import chatbot_arch.utils as utils
 
 FRONTEND = Path(utils.__file__).with_name("frontend.py")
-DEADLINE_S = 60  # for what must come, on however busy a machine
+DEADLINE_S = 30  # for what must come, on however busy a machine
 SOON_S = 3.0  # "at once", on a busy machine
 SLACK_S = 5.0  # how much later than a time limit an end may come
 DRIP_S = 0.1
