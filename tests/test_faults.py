@@ -325,7 +325,7 @@ def real_backend(port: int, **environment: str) -> Iterator[launch.Server]:
         launch.stop_server(server)
 
 
-# Nobody there (F1)
+# Nobody there
 
 
 def test_sentence_names_address_and_command_when_backend_is_not_started(chat: Chat) -> None:
@@ -360,7 +360,7 @@ def test_address_that_takes_no_connection_is_a_sentence_after_three_seconds(chat
     assert view.error == f"No backend could be reached at {url}. Check the address."
 
 
-# Gone in mid-reply (F2)
+# Gone in mid-reply
 
 
 @pytest.mark.parametrize("end", [close, reset])
@@ -407,7 +407,7 @@ def test_killed_backend_is_a_sentence_at_once_and_its_successor_answers(chat: Ch
     assert chat.saved() == [first, ("/echo second", "second", "done")]
 
 
-# Silence and drops (F3, F4)
+# Silence and drops
 
 
 def test_sentence_comes_at_the_limit_when_nobody_speaks(
@@ -473,7 +473,7 @@ def test_limit_holds_for_the_whole_reply_when_it_comes_in_drops(
     assert len(stub.asked) == len(scripts)
 
 
-# Errors (F5, F6)
+# Errors
 
 ERRORS = {
     "500-text": (answer(500, "Internal Server Error", "text/plain"), "500 Internal Server Error"),
@@ -573,7 +573,7 @@ def test_nothing_is_asked_again_once_something_was_said(chat: Chat) -> None:
     assert chat.saved() == [("hello", "Once ", "failed")]
 
 
-# Nonsense (F7)
+# Nonsense
 
 NO_REPLY = "answered something that is no reply. Look at its log; ask again."
 LONG_TEXT = json.dumps("a" * 5_000_000)
@@ -748,7 +748,7 @@ def test_article_s_reply_counts_when_its_header_does_not(chat: Chat, known: str)
     assert chat.saved() == [("hello", "Hi.", "done")]
 
 
-# Proxies (F8)
+# Proxies
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
@@ -949,7 +949,7 @@ def test_page_of_an_odd_reply_can_be_opened_again(page: Callable[[str], AppTest]
         assert not opened.run().exception
 
 
-# A slow reader (F36)
+# A slow reader
 
 
 class LavishEngine(engine.FakeEngine):
@@ -1049,7 +1049,7 @@ def test_stopped_reply_gives_its_place_back(
     assert [state for _, _, state in chat.saved()] == ["stopped"] * 3 + ["done"]
 
 
-# A locale without UTF-8 (F37)
+# A locale without UTF-8
 
 NARROW = {
     "c": {"LC_ALL": "C"},
