@@ -42,7 +42,7 @@ outputs: $(INSTALLED)  ## run all notebooks and keep their outputs, export, clea
 	cd nbs && ../$(BIN)/nbdev_export && ../$(BIN)/nbdev_clean
 
 clean:  ## remove the virtual environment and what tools left; keep the fetched model
-	rm -rf .venv .pytest_cache .ruff_cache *.egg-info nbs/.last_checked
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info nbs/.last_checked
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 $(INSTALLED): pyproject.toml constraints.txt

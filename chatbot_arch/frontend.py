@@ -150,8 +150,14 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @functools.cache
 def trusted() -> ssl.SSLContext:
-    """Return the certificates to trust; reading them takes longer than asking."""
-    return httpx.create_ssl_context()
+    """Return the certificates to trust; reading them takes longer than asking.
+
+    Raises `BackendError` if the environment names some that are not there.
+    """
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise BackendError(f"No certificates can be read: {error}. Check SSL_CERT_FILE.") from error
 
 
 def open_client(url: str) -> httpx.AsyncClient:

@@ -100,7 +100,8 @@ def press(tab: Page, name: str) -> None:
 
 
 def unfold(tab: Page, name: str) -> None:
-    """Open a part of the sidebar that is folded, if it is."""
+    """Open a part of the sidebar that is folded, if it is, once the page rests."""
+    expect(tab.locator("[data-test-script-state='notRunning']")).to_be_visible(timeout=TIMEOUT_MS)
     part = tab.get_by_test_id("stExpander").filter(has_text=name).locator("details")
     if part.get_attribute("open") is None:
         part.locator("summary").click(timeout=TIMEOUT_MS)

@@ -451,8 +451,15 @@ def test_renderers_of_this_test_do_find_images(renderer: MarkdownIt) -> None:
     assert has_image(renderer, f"> - **{IMAGE_TEXT}**")
 
 
-def test_image_after_a_fence_that_only_some_renderers_close_is_escaped() -> None:
-    text = f":::note\n```\n:::\n{IMAGE_TEXT}\n"  # a container, as remark-directive has it
+@pytest.mark.parametrize("sign", ["~~~", "$$", ":::", "<", "\t", "\r"])
+def test_image_is_escaped_in_all_code_where_renderers_may_differ(sign: str) -> None:
+    text = f"one {sign} other\n```\n{IMAGE_TEXT}\n```"
+    assert IMAGE_TEXT not in bubbles.defuse_images(text)
+
+
+@pytest.mark.parametrize("before", ["> ", "- ", "1. "])
+def test_image_is_escaped_in_nested_code(before: str) -> None:
+    text = f"{before}```\n{' ' * len(before)}{IMAGE_TEXT}\n{before}{IMAGE_TEXT}\n{before}```"
     assert IMAGE_TEXT not in bubbles.defuse_images(text)
 
 

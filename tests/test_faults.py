@@ -865,6 +865,16 @@ def test_odd_description_is_a_sentence_soon(
     st.cache_data.clear()
 
 
+def test_certificates_that_are_not_there_are_a_sentence(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file")
+    frontend.trusted.cache_clear()
+    with serve(stream(token("Hi."), DONE)) as stub:
+        assert "SSL_CERT_FILE" in chat.ask(stub.url).error
+        assert not stub.asked
+
+
 # The page
 
 
