@@ -162,7 +162,9 @@ def test_conversations_are_listed_renamed_and_deleted(page: Page) -> None:
     page.get_by_label("Name", exact=True).fill("My second talk")
     sidebar.get_by_role("button", name="Rename", exact=True).click()
     expect(sidebar.get_by_role("button", name="My second talk")).to_be_visible(timeout=TIMEOUT_MS)
+    page.wait_for_function("document.cookie.includes('chatbot_browser')", timeout=TIMEOUT_MS)
     page.reload()  # the list comes from the store, by the cookie
+    expect_messages(page, turn("the second"))
     sidebar.get_by_role("button", name="/echo the first").click(timeout=TIMEOUT_MS)
     expect_messages(page, turn("the first"))
     unfold(page, "Rename or delete")

@@ -26,7 +26,8 @@ def answer(respond: replies.Respond, past: list[store.Turn], question: str) -> s
     kept.keep_draft("a talk", "somebody", question, {})
     turn = store.Turn(id="t", conversation_id="a talk", position=0, question=question)
     writing = replies.Writing(respond, kept, turn, past, OPTIONS)
-    writing.run()
+    replies.start(writing)
+    assert writing.wait(120)
     assert not writing.look().error
     return kept.load("a talk").turns[0]
 
