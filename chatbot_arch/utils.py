@@ -7,10 +7,11 @@ __all__ = ['NO_DATABASE', 'COOKIE', 'COOKIE_S', 'ADDRESS', 'LATEST_TURNS', 'UNKN
            'WAITING', 'LIVES_S', 'STOPPED', 'BROKEN_OFF', 'ENDINGS', 'ENDED_BY', 'MAX_FILE_MB', 'Describe',
            'MAX_QUESTION_CHARS', 'LEFT_OUT', 'remember_failure', 'report_errors', 'get_store', 'warn_once',
            'get_browser', 'set_cookie', 'enter', 'follow_address', 'open_conversation', 'recall', 'default_options',
-           'chosen_options', 'choose_options', 'clear_conversation', 'is_kept', 'ask', 'collect', 'draw_writing',
-           'lives_elsewhere', 'draw_elsewhere', 'rate', 'draw_turn', 'edit_turn', 'draw_newest', 'display_conversation',
-           'download_conversation', 'list_conversations', 'change_conversation', 'save_and_open', 'show_facts',
-           'draw_sidebar', 'show_model', 'ask_box', 'draw_talk', 'keep_lists', 'chat_page']
+           'chosen_options', 'choose_options', 'leave_conversation', 'clear_conversation', 'is_kept', 'ask', 'collect',
+           'draw_writing', 'lives_elsewhere', 'draw_elsewhere', 'rate', 'draw_turn', 'edit_turn', 'draw_newest',
+           'display_conversation', 'download_conversation', 'open_listed', 'list_conversations', 'change_conversation',
+           'save_and_open', 'show_facts', 'draw_sidebar', 'show_model', 'ask_box', 'draw_talk', 'keep_lists',
+           'chat_page']
 
 # %% ../nbs/01_utils.ipynb #imports
 import re
@@ -98,24 +99,31 @@ def enter(conversation_id: str) -> None:
     st.session_state.editing = st.session_state.failure = ""
 
 
-def follow_address() -> str:
-    """Enter the conversation of the page's address, or a new one; return the address."""
-    wanted = st.query_params.get(ADDRESS, "")
-    if wanted not in ("", st.session_state.get("conversation_id")):
-        enter(wanted)
-    elif "conversation_id" not in st.session_state:
-        enter(store.new_id())
-    return wanted
+def follow_address() -> None:
+    """Enter the conversation of the page's address, or a new one.
+
+    A question goes to the conversation that the page is in: right after Clear, the browser may
+    still send the address it came from.
+    """
+    state, address = st.session_state, st.query_params.get(ADDRESS, "")
+    if "conversation_id" not in state:
+        enter(address or store.new_id())
+    elif address not in ("", state.conversation_id):
+        if state.get("user_input"):
+            del st.query_params[ADDRESS]
+        else:
+            enter(address)
 
 
 def open_conversation() -> store.Conversation:
     """Return the page's conversation as the store has it now; if it is unknown, a new one."""
-    state, wanted = st.session_state, follow_address()
+    follow_address()
+    state = st.session_state
     try:
         found = get_store()[0].load(state.conversation_id)
     except store.StoreError as error:
         found, state.failure = state.conversation, str(error)
-    if found is None and wanted:
+    if found is None and ADDRESS in st.query_params:
         enter(store.new_id())
         state.failure = UNKNOWN
         del st.query_params[ADDRESS]
@@ -159,13 +167,17 @@ def choose_options() -> None:
         )
 
 # %% ../nbs/01_utils.ipynb #clear-conversation
+def leave_conversation() -> None:
+    """Enter a new conversation, which has no address before its first question."""
+    st.query_params.pop(ADDRESS, None)
+    enter(store.new_id())
+
+
 def clear_conversation() -> None:
     """Draw the button that begins a new, empty conversation."""
     hint = "Begin a new conversation; this one stays in the list."
-    if st.button("🧹 Clear conversation", width="stretch", key="clear", help=hint):
-        st.query_params.pop(ADDRESS, None)
-        enter(store.new_id())
-        st.rerun()
+    label = "🧹 Clear conversation"
+    st.button(label, on_click=leave_conversation, width="stretch", key="clear", help=hint)
 
 # %% ../nbs/01_utils.ipynb #ask
 def is_kept(turn: store.Turn) -> bool:
@@ -357,6 +369,12 @@ def download_conversation() -> None:
     )
 
 # %% ../nbs/01_utils.ipynb #list-conversations
+def open_listed(conversation_id: str) -> None:
+    """Enter a conversation of the list, and put its address into the browser's."""
+    st.query_params[ADDRESS] = conversation_id
+    enter(conversation_id)
+
+
 def list_conversations() -> None:
     """Draw this browser's conversations, the last changed first; a click opens one."""
     st.subheader("Conversations")
@@ -366,10 +384,8 @@ def list_conversations() -> None:
     for each in found:
         kind = "primary" if each.id == st.session_state.conversation_id else "secondary"
         title = bubbles.plain(each.title or "Without a name")
-        if st.button(title, key=f"open-{each.id}", type=kind, width="stretch"):
-            st.query_params[ADDRESS] = each.id
-            enter(each.id)
-            st.rerun()
+        look = {"key": f"open-{each.id}", "type": kind, "width": "stretch"}
+        st.button(title, on_click=open_listed, args=(each.id,), **look)
 
 
 def change_conversation(conversation: store.Conversation) -> None:
@@ -385,8 +401,7 @@ def change_conversation(conversation: store.Conversation) -> None:
             if writing := replies.find(conversation.id):
                 writing.stop.set()
             kept.delete(conversation.id)
-            st.query_params.pop(ADDRESS, None)
-            enter(store.new_id())
+            leave_conversation()
             st.rerun()
 
 # %% ../nbs/01_utils.ipynb #save-and-open
@@ -411,8 +426,7 @@ def save_and_open(conversation: store.Conversation) -> None:
             st.session_state.opened = chosen.file_id
             opened = exports.read_conversation(chosen.getvalue(), get_browser())
             get_store()[0].add(opened)
-            st.query_params[ADDRESS] = opened.id
-            enter(opened.id)
+            open_listed(opened.id)
             st.rerun()
 
 # %% ../nbs/01_utils.ipynb #show-facts

@@ -129,6 +129,22 @@ def test_lost_connection_comes_back_to_the_same_conversation(
     assert tab.evaluate("window.wasHere"), "without being loaded again"
 
 
+def test_question_at_once_after_clear_begins_a_new_conversation(page: Page) -> None:
+    ask(page, "the first")
+    expect_messages(page, turn("the first"))
+    first = page.url
+    box(page).fill("/echo the second")
+    page.evaluate("""() => {
+      document.querySelector('.st-key-clear button').click();
+      document.querySelector('[data-testid=stChatInputSubmitButton]').click();
+    }""")
+    expect_messages(page, turn("the second"))
+    assert page.url != first
+    page.go_back()
+    page.go_back()
+    expect_messages(page, turn("the first"))
+
+
 def test_address_opens_the_conversation_in_another_browser(
     page: Page, browser: Browser, hosts: list[str]
 ) -> None:

@@ -427,6 +427,25 @@ def test_conversations_are_listed_renamed_and_deleted(page: AppTest) -> None:
     assert "first talk" not in labels
 
 
+def test_question_after_clear_is_not_asked_in_the_conversation_that_was_left(page: AppTest) -> None:
+    ask(page, "first talk")
+    first = page.query_params["conversation"]
+    click(page, "Clear conversation")
+    page.query_params["conversation"] = first  # as sent before the browser heard of the new one
+    ask(page, "second talk")
+    assert [question for question, _, _ in shown(page)] == ["second talk"]
+    assert page.query_params["conversation"] != first
+    page.query_params["conversation"] = first  # as the browser's way back sends
+    assert [question for question, _, _ in shown(page.run())] == ["first talk"]
+
+
+def test_question_sent_together_with_clear_begins_the_new_conversation(page: AppTest) -> None:
+    ask(page, "first talk")
+    next(button for button in page.button if "Clear" in button.label).click()
+    ask(page, "second talk")
+    assert [question for question, _, _ in shown(page)] == ["second talk"]
+
+
 def test_other_browsers_do_not_see_the_list(page: AppTest) -> None:
     ask(page, "a secret")
     other = open_page(Path(page._script_path).name)  # without the first one's cookie
