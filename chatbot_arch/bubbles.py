@@ -38,7 +38,7 @@ def defuse_images(text: str) -> str:
 # %% ../nbs/01b_bubbles.ipynb #plain
 def plain(text: str) -> str:
     """Return markdown that shows a text as it is, on one line."""
-    return re.sub(r"([^\w\s])", r"\\\1", " ".join(text.split()), flags=re.ASCII)
+    return re.sub(r"([!-/:-@[-`{-~])", r"\\\1", " ".join(text.split()))  # ASCII's punctuation
 
 # %% ../nbs/01b_bubbles.ipynb #make-logo
 def make_logo(letter: str, color: str) -> str:

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['BUSY_UP_TO_S', 'SHORTEST_PAUSE_S', 'LONGEST_PAUSE_S', 'MAX_REPLY_CHARS', 'NONSENSE', 'BROKEN_OFF',
            'CONNECT_TIMEOUT_S', 'ANSWER_GRACE_S', 'REFUSED_PAUSE_S', 'REFUSED_UP_TO_S', 'LOOPBACK', 'STOP_POLL_S',
-           'DESCRIBE_TIMEOUT_S', 'BackendError', 'TryLaterError', 'Failure', 'explain_answer', 'Token', 'Waiting',
-           'read_events', 'read_body', 'read_whole', 'trusted', 'open_client', 'ask_once', 'ask_backend',
-           'unless_stopped', 'microservice_llm_response', 'Readiness', 'describe_model', 'main']
+           'MAX_SENT_CHARS', 'DESCRIBE_TIMEOUT_S', 'BackendError', 'TryLaterError', 'Failure', 'explain_answer',
+           'Token', 'Waiting', 'read_events', 'read_body', 'read_whole', 'trusted', 'open_client', 'ask_once',
+           'ask_backend', 'unless_stopped', 'turns_too_many', 'microservice_llm_response', 'Readiness',
+           'describe_model', 'main']
 
 # %% ../nbs/05_frontend.ipynb #imports
 import asyncio
@@ -15,8 +16,8 @@ import functools
 import ssl
 import threading
 import time
-from collections.abc import Coroutine, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 import chatbot_arch.replies as replies
 import chatbot_arch.settings as settings
+import chatbot_arch.tracing as tracing
 import chatbot_arch.utils as utils
 
 # %% ../nbs/05_frontend.ipynb #explain-answer
@@ -90,7 +92,9 @@ NONSENSE = "The backend at {url} answered something that is no reply. Look at it
 BROKEN_OFF = "The backend at {url} broke off in mid-reply. Start it if it has gone, then ask again."
 
 
-async def read_events(source: httpx_sse.EventSource, writing: replies.Writing) -> replies.Reply:
+async def read_events(
+    source: httpx_sse.EventSource, writing: replies.Writing, still_waiting: Callable[[], None]
+) -> replies.Reply:
     """Say the tokens that arrive, and return what `done` brings; `BackendError` otherwise."""
     url, room = source.response.url, MAX_REPLY_CHARS
     try:
@@ -104,6 +108,7 @@ async def read_events(source: httpx_sse.EventSource, writing: replies.Writing) -
             elif event.event == "waiting":
                 ahead = Waiting.model_validate_json(event.data).ahead
                 writing.report(f"The backend is busy. Waiting: {ahead} before you ...")
+                still_waiting()
             elif event.event == "done":
                 return TypeAdapter(replies.Reply).validate_json(event.data)
             elif event.event == "error":
@@ -160,24 +165,34 @@ def trusted() -> ssl.SSLContext:
         raise BackendError(f"No certificates can be read: {error}. Check SSL_CERT_FILE.") from error
 
 
-def open_client(url: str) -> httpx.AsyncClient:
+def open_client(choice: settings.Settings) -> httpx.AsyncClient:
     """Return a client of the backend whose reads have no limit but that of the whole reply."""
-    timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
-    direct = urlsplit(url).hostname in LOOPBACK
-    return httpx.AsyncClient(base_url=url, timeout=timeout, trust_env=not direct, verify=trusted())
+    direct = urlsplit(choice.backend_url).hostname in LOOPBACK
+    keys = settings.split_list(choice.api_key.get_secret_value())
+    headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+    return httpx.AsyncClient(
+        base_url=choice.backend_url,
+        headers=headers | tracing.trace_headers(),
+        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+        trust_env=not direct,
+        verify=trusted(),
+    )
 
 
 async def ask_once(
-    choice: settings.Settings, body: dict[str, Any], writing: replies.Writing
+    choice: settings.Settings,
+    body: dict[str, Any],
+    writing: replies.Writing,
+    still_waiting: Callable[[], None],
 ) -> replies.Reply:
     """Ask the backend for a reply; raise `BackendError`, or `TryLaterError` if nothing began."""
     url = choice.backend_url
     try:
-        async with open_client(url) as client:
+        async with open_client(choice) as client:
             async with httpx_sse.aconnect_sse(client, "POST", "/chat/stream", json=body) as source:
                 answer = source.response
                 if answer.status_code == httpx.codes.OK:
-                    return await read_events(source, writing)
+                    return await read_events(source, writing, still_waiting)
                 content = await read_body(answer)
             if answer.status_code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
                 return await read_whole(client, body, writing)
@@ -199,10 +214,13 @@ async def ask_backend(
 ) -> replies.Reply:
     """Ask until there is a reply or no more sense in asking; raise `BackendError` then."""
     limit_s, started = choice.reply_timeout_s + ANSWER_GRACE_S, time.monotonic()
+    now, latest_s = asyncio.get_running_loop().time, limit_s + choice.waiting_timeout_s
     while True:
+        begun = now()
         try:
-            async with asyncio.timeout(limit_s):
-                return await ask_once(choice, body, writing)
+            async with asyncio.timeout(limit_s) as limit:
+                wait_on = lambda: limit.reschedule(min(now() + limit_s, begun + latest_s))  # noqa: B023, E731
+                return await ask_once(choice, body, writing, wait_on)
         except TryLaterError as later:
             if time.monotonic() - started + later.after_s > later.up_to_s:
                 raise
@@ -230,6 +248,23 @@ async def unless_stopped(
     return replies.Reply("cancelled") if task.cancelled() else task.result()
 
 # %% ../nbs/05_frontend.ipynb #microservice-llm-response
+MAX_SENT_CHARS = 1_000_000  # far more than any window here, and well under a backend's limit
+
+
+def turns_too_many(past_user_inputs: list[str], generated_responses: list[str]) -> int:
+    """Return how many of the oldest turns are more than one request may bring along."""
+    room, kept = MAX_SENT_CHARS, 0
+    for question, reply in zip(
+        reversed(past_user_inputs), reversed(generated_responses), strict=True
+    ):
+        room -= len(question) + len(reply)
+        longest = max(len(question), len(reply))
+        if room < 0 or longest > settings.MAX_TEXT_CHARS or kept == settings.MAX_TURNS:
+            break
+        kept += 1
+    return len(past_user_inputs) - kept
+
+
 def microservice_llm_response(
     past_user_inputs: list[str],
     generated_responses: list[str],
@@ -238,15 +273,22 @@ def microservice_llm_response(
     writing: replies.Writing,
 ) -> replies.Reply:
     """Ask the backend; raise `BackendError` if it is away, too slow, or answers no reply."""
-    chosen = {name: value for name, value in asdict(options).items() if value not in (None, "")}
+    choice = settings.read_settings()
+    chosen = {name: value for name, value in asdict(options).items() if value is not None}
+    if options.system_prompt == choice.system_prompt == "":
+        del chosen["system_prompt"]  # nobody has said anything here, so the backend's own holds
+    left_out = turns_too_many(past_user_inputs, generated_responses)
     body = {
-        "past_user_inputs": past_user_inputs,
-        "generated_responses": generated_responses,
+        "past_user_inputs": past_user_inputs[left_out:],
+        "generated_responses": generated_responses[left_out:],
         "user_input": user_input,
         "options": chosen,
     }
-    asking = ask_backend(settings.read_settings(), body, writing)
-    return asyncio.run(unless_stopped(asking, writing.stop))
+    tracing.start_tracing("chatbot-page")
+    with tracing.tracer().start_as_current_span("ask the backend"):
+        asking = ask_backend(choice, body, writing)
+        reply = asyncio.run(unless_stopped(asking, writing.stop))
+    return replace(reply, turns_left_out=reply.turns_left_out + left_out)
 
 # %% ../nbs/05_frontend.ipynb #describe-model
 DESCRIBE_TIMEOUT_S = 2
@@ -262,21 +304,29 @@ class Readiness(BaseModel):
 @st.cache_data(ttl=2, show_spinner=False)
 def describe_model() -> tuple[str, bool]:
     """Return which model and engine the backend holds and True, or what is wrong and False."""
-    url = settings.read_settings().backend_url
+    choice = settings.read_settings()
+    url = choice.backend_url
 
-    async def ask() -> str:
+    async def ask() -> tuple[int, str]:
         async with (
             asyncio.timeout(DESCRIBE_TIMEOUT_S),
-            open_client(url) as client,
+            open_client(choice) as client,
             client.stream("GET", "/ready") as response,
         ):
-            return await read_body(response)
+            return response.status_code, await read_body(response)
 
     try:
         with anyio.from_thread.start_blocking_portal() as portal:
-            answer = TypeAdapter(Readiness | Failure).validate_json(portal.call(ask))
-    except (httpx.HTTPError, TimeoutError, ValueError, BackendError):
+            status, content = portal.call(ask)
+        if status in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
+            return "The backend does not say which model it holds.", True
+        answer = TypeAdapter(Readiness | Failure).validate_json(content)
+    except (httpx.HTTPError, TimeoutError):
         return f"No backend answers at {url}.", False
+    except ValueError:
+        return f"The backend at {url} answered {status} and not which model it holds.", False
+    except BackendError as error:
+        return str(error), False
     if isinstance(answer, Failure):
         return answer.detail, False
     return f"{answer.model} on {answer.engine}", True

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEARTBEAT_S', 'UNEXPECTED', 'Respond', 'FINISHED_KEPT', 'Options', 'Reply', 'Stop', 'View', 'Writing',
-           'StillWritingError', 'start', 'find']
+           'StillWritingError', 'check_free', 'keep_alive', 'start', 'find']
 
 # %% ../nbs/06b_replies.ipynb #imports
 import threading
@@ -40,10 +40,10 @@ class Reply:
 
 # %% ../nbs/06b_replies.ipynb #stop
 class Stop(threading.Event):
-    """An event that is set by a person, or by the end of the process."""
+    """An event that is set by a person; `is_set` also says yes when the process is ending."""
 
     def is_set(self) -> bool:
-        """Return whether the reply should end."""
+        """Return whether the reply should end, because a person or the process wants it."""
         return super().is_set() or not threading.main_thread().is_alive()
 
 # %% ../nbs/06b_replies.ipynb #writing
@@ -80,7 +80,7 @@ class Writing:
         self._past = [(earlier.question, earlier.reply) for earlier in past]
         self._lock, self._done = threading.RLock(), threading.Event()
         self._text = self._status = self._error = self._unsaved = ""
-        self._begun, self._saved, self._saved_at = False, "", 0.0
+        self._begun, self._gone, self._saved, self._saved_at = False, False, "", 0.0
         self._started, self._first_s = time.monotonic(), 0.0
 
     def say(self, piece: str) -> None:
@@ -95,10 +95,12 @@ class Writing:
         self._status = status
 
     def look(self) -> View:
-        """Save what is new, then return the reply as far as a page may show it."""
+        """Save what is new, or could not be saved, then return what a page may show of it."""
         with self._lock:
             if not self._done.is_set():
                 self._save("writing")
+            elif self._unsaved and not self._gone and self._is_due():
+                self._save(self.turn.state)
             text = self._text if self._unsaved else self._saved
             done = self._done.is_set()
             return View(text, self._status, self._error, self._unsaved, done)
@@ -132,11 +134,14 @@ class Writing:
             self._status = ""
             self._done.set()
 
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._saved_at >= HEARTBEAT_S
+
     def _save(self, state: str) -> None:
         """Save the reply if there is something new in it, or for a sign of life."""
         self.turn.reply, self.turn.state = self._text, state
         fresh = self._text != self._saved or state != "writing"
-        if not fresh and time.monotonic() - self._saved_at < HEARTBEAT_S:
+        if not fresh and not self._is_due():
             return
         try:
             if self._begun:
@@ -148,6 +153,7 @@ class Writing:
         except store.StoreError as error:
             self._unsaved = str(error)
             if isinstance(error, store.GoneError):
+                self._gone = True
                 self.stop.set()
         else:
             self._unsaved = ""
@@ -170,18 +176,30 @@ class StillWritingError(settings.ChatbotError):
     """Say that a conversation's last reply has not ended yet."""
 
 
+def check_free(conversation_id: str) -> None:
+    """Raise `StillWritingError` if a reply is under way in a conversation."""
+    if conversation_id in _writings and not _writings[conversation_id].wait(0):
+        raise StillWritingError("A reply is being written. Wait for it, or stop it first.")
+
+
+def keep_alive(writing: Writing) -> None:
+    """Save a reply again and again until it has ended, whether or not a page looks at it."""
+    while not writing.wait(HEARTBEAT_S):
+        writing.look()
+
+
 def start(writing: Writing) -> None:
     """Make a reply in a thread; raise `StillWritingError` if its conversation has one already."""
     key = writing.turn.conversation_id
     with _lock:
-        if key in _writings and not _writings[key].wait(0):
-            raise StillWritingError("A reply is being written. Wait for it, or stop it first.")
+        check_free(key)
         _writings.pop(key, None)  # so that the newest stands last
         finished = [name for name, each in _writings.items() if each.wait(0)]
         for name in finished[:-FINISHED_KEPT]:
             del _writings[name]
         _writings[key] = writing
         threading.Thread(target=writing.run, name="reply").start()
+        threading.Thread(target=keep_alive, args=(writing,), name="keep-reply").start()
 
 
 def find(conversation_id: str) -> Writing | None:

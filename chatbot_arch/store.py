@@ -131,7 +131,7 @@ class GoneError(StoreError):
     """Say that a conversation or a turn no longer exists."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"This {what} was deleted elsewhere. Reload the page, or begin a new one.")
+        super().__init__(f"This {what} was deleted or replaced elsewhere. Reload the page.")
 
 
 class ClashError(StoreError):
@@ -430,5 +430,6 @@ class Store(Conversations):
         """Save what has changed of a turn; raise `GoneError` if it was deleted or replaced."""
         saved = sa.update(Turn).where(Turn.id == turn_id)
         with transaction(self, writes=True) as session:
-            if not session.execute(saved.values(**changes, saved_at=time.time())).rowcount:
+            alive = {"saved_at": time.time()} if {"reply", "state"} & changes.keys() else {}
+            if not session.execute(saved.values(**changes, **alive)).rowcount:
                 raise GoneError("turn")

@@ -157,7 +157,7 @@ class Answer(NamedTuple):
 
 
 class PageUser:
-    """One user with one open page; use as a context manager."""
+    """One user with one open page, which draws bubbles; use as a context manager."""
 
     def __init__(self, page_url: str, timeout_s: float = 120) -> None:
         self.page_url = page_url

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['NO_DATABASE', 'COOKIE', 'COOKIE_S', 'ADDRESS', 'LATEST_TURNS', 'UNKNOWN', 'NOT_SAVED', 'POLL_S', 'LOOK_AGAIN_S',
-           'WAITING', 'LIVES_S', 'STOPPED', 'BROKEN_OFF', 'ENDINGS', 'ENDED_BY', 'MAX_FILE_MB', 'Describe',
+           'WAITING', 'LIVES_S', 'STOPPED', 'BROKEN_OFF', 'ENDINGS', 'ENDED_BY', 'LISTED', 'MAX_FILE_MB', 'Describe',
            'MAX_QUESTION_CHARS', 'LEFT_OUT', 'remember_failure', 'report_errors', 'get_store', 'warn_once',
            'get_browser', 'set_cookie', 'enter', 'follow_address', 'open_conversation', 'recall', 'default_options',
            'chosen_options', 'choose_options', 'leave_conversation', 'clear_conversation', 'is_kept', 'ask', 'collect',
            'draw_writing', 'lives_elsewhere', 'draw_elsewhere', 'rate', 'draw_turn', 'edit_turn', 'draw_newest',
-           'display_conversation', 'download_conversation', 'open_listed', 'list_conversations', 'change_conversation',
-           'save_and_open', 'show_facts', 'draw_sidebar', 'show_model', 'ask_box', 'draw_talk', 'keep_lists',
-           'chat_page']
+           'display_conversation', 'latest', 'download_conversation', 'open_listed', 'list_conversations',
+           'change_conversation', 'save_and_open', 'show_facts', 'draw_sidebar', 'show_model', 'ask_box', 'draw_talk',
+           'keep_lists', 'chat_page']
 
 # %% ../nbs/01_utils.ipynb #imports
 import re
@@ -47,7 +47,7 @@ def report_errors(question: str = "") -> Iterator[None]:
         st.error(bubbles.defuse_images(str(error)), icon="⚠️")
 
 # %% ../nbs/01_utils.ipynb #get-store
-NO_DATABASE = "{error} Until this server is restarted, conversations are kept in its memory only."
+NO_DATABASE = "{error} Then restart this server: until then it keeps conversations in memory only."
 
 
 @st.cache_resource(show_spinner=False)
@@ -123,10 +123,11 @@ def open_conversation() -> store.Conversation:
         found = get_store()[0].load(state.conversation_id)
     except store.StoreError as error:
         found, state.failure = state.conversation, str(error)
-    if found is None and ADDRESS in st.query_params:
-        enter(store.new_id())
-        state.failure = UNKNOWN
-        del st.query_params[ADDRESS]
+    else:
+        if found is None and ADDRESS in st.query_params and not get_store()[1]:
+            enter(store.new_id())
+            state.failure = UNKNOWN
+            del st.query_params[ADDRESS]
     fresh = found or store.Conversation(id=state.conversation_id, owner=get_browser())
     if state.conversation is None:
         recall(fresh)
@@ -198,6 +199,7 @@ def ask(respond: replies.Respond, question: str, replaces: store.Turn | None = N
     )
     st.session_state.editing = st.session_state.failure = ""
     with report_errors(question):
+        replies.check_free(conversation.id)
         kept = get_store()[0]
         kept.keep_draft(conversation.id, get_browser(), question, asdict(options))
         seen = [turn for turn in past if is_kept(turn)]
@@ -216,11 +218,12 @@ def collect(conversation: store.Conversation, writing: replies.Writing) -> None:
         conversation.turns = [*conversation.turns[: turn.position], turn]
     if state.get("collected") != turn.id:
         state.collected = turn.id
-        sentence = view.error or (NOT_SAVED.format(error=view.unsaved) if view.unsaved else "")
         if view.error or not (view.text or turn.state == "done"):
-            remember_failure(sentence, turn.question)
-        elif sentence:
-            state.failure = sentence
+            remember_failure(view.error, turn.question)
+    if view.unsaved and view.text:
+        state.failure = NOT_SAVED.format(error=view.unsaved)
+    elif state.failure.startswith(NOT_SAVED[:30]):
+        state.failure = ""
 
 # %% ../nbs/01_utils.ipynb #draw-writing
 POLL_S = 0.1
@@ -345,21 +348,20 @@ def display_conversation(turns: list[store.Turn]) -> None:
         st.rerun()
 
 # %% ../nbs/01_utils.ipynb #download-conversation
+def latest(kept: store.Store, conversation: store.Conversation) -> store.Conversation:
+    """Return a conversation as the store has it now, or as the page has it if it cannot say."""
+    try:
+        return kept.load(conversation.id) or conversation
+    except store.StoreError:
+        return conversation
+
+
 def download_conversation() -> None:
     """Draw the button that saves the conversation as CSV, without running the script again."""
-    conversation_id = st.session_state.conversation_id
-    conversation = st.session_state.conversation
-    kept = get_store()[0]
-
-    def latest() -> store.Conversation:
-        try:
-            return kept.load(conversation_id) or conversation
-        except store.StoreError:
-            return conversation
-
+    conversation, kept = st.session_state.conversation, get_store()[0]
     st.download_button(
         "💾 Download conversation",
-        data=lambda: exports.conversation_csv(latest().turns).encode(),
+        data=lambda: exports.conversation_csv(latest(kept, conversation).turns).encode(),
         file_name="conversation.csv",
         mime="text/csv",
         on_click="ignore",
@@ -369,6 +371,9 @@ def download_conversation() -> None:
     )
 
 # %% ../nbs/01_utils.ipynb #list-conversations
+LISTED = 30  # conversations, and as many more at a click
+
+
 def open_listed(conversation_id: str) -> None:
     """Enter a conversation of the list, and put its address into the browser's."""
     st.query_params[ADDRESS] = conversation_id
@@ -378,14 +383,18 @@ def open_listed(conversation_id: str) -> None:
 def list_conversations() -> None:
     """Draw this browser's conversations, the last changed first; a click opens one."""
     st.subheader("Conversations")
-    found = get_store()[0].list_conversations(get_browser())
+    shown = st.session_state.setdefault("listed", LISTED)
+    found = get_store()[0].list_conversations(get_browser(), shown + 1)
     if not found:
         st.caption("Your conversations will be listed here.")
-    for each in found:
+    for each in found[:shown]:
         kind = "primary" if each.id == st.session_state.conversation_id else "secondary"
         title = bubbles.plain(each.title or "Without a name")
         look = {"key": f"open-{each.id}", "type": kind, "width": "stretch"}
         st.button(title, on_click=open_listed, args=(each.id,), **look)
+    if found[shown:] and st.button("Show more", key="list-more", width="stretch"):
+        st.session_state.listed += LISTED
+        st.rerun()
 
 
 def change_conversation(conversation: store.Conversation) -> None:
@@ -410,10 +419,11 @@ MAX_FILE_MB = 20
 
 def save_and_open(conversation: store.Conversation) -> None:
     """Draw what saves the conversation as JSON, and opens a saved one as a new conversation."""
+    kept = get_store()[0]
     with st.expander("Save and open"):
         st.download_button(
             "Save as JSON",
-            data=exports.conversation_json(conversation).encode(),
+            data=lambda: exports.conversation_json(latest(kept, conversation)).encode(),
             file_name="conversation.json",
             mime="application/json",
             on_click="ignore",
@@ -425,7 +435,7 @@ def save_and_open(conversation: store.Conversation) -> None:
         if chosen and st.session_state.get("opened") != chosen.file_id:
             st.session_state.opened = chosen.file_id
             opened = exports.read_conversation(chosen.getvalue(), get_browser())
-            get_store()[0].add(opened)
+            kept.add(opened)
             open_listed(opened.id)
             st.rerun()
 
@@ -448,12 +458,14 @@ def show_facts(turn: store.Turn) -> None:
 
 def draw_sidebar(conversation: store.Conversation) -> None:
     """Draw the sidebar."""
-    with st.sidebar, report_errors():
-        list_conversations()
-        if conversation.turns:
-            change_conversation(conversation)
-        choose_options()
-        save_and_open(conversation)
+    with st.sidebar:
+        with report_errors():
+            list_conversations()
+            if conversation.turns or conversation.draft:
+                change_conversation(conversation)
+        choose_options()  # whatever failed above: what is not drawn, Streamlit forgets
+        with report_errors():
+            save_and_open(conversation)
         if conversation.turns:
             show_facts(conversation.turns[-1])
 
@@ -502,6 +514,8 @@ def draw_talk(respond: replies.Respond, describe: Describe) -> None:
     writing = replies.find(st.session_state.conversation_id)
     ended = writing is not None and writing.look().done  # asked before the store is read
     conversation = open_conversation()
+    if writing and writing.turn.conversation_id != conversation.id:
+        writing, ended = None, False
     warn_once()
     if ended:
         collect(conversation, writing)

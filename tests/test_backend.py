@@ -54,7 +54,7 @@ def scripted() -> ScriptedEngine:
 @pytest.fixture
 def client(scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     monkeypatch.setattr(engines, "load_engine", lambda choice, report: scripted)
-    with TestClient(backend.app) as opened:
+    with TestClient(backend.app, base_url="http://localhost") as opened:
         backend.app.state.loading.result(timeout=30)
         yield opened
 

@@ -466,7 +466,7 @@ def test_no_database_is_said_once_and_the_chat_goes_on(
     monkeypatch.setenv("CHATBOT_DATABASE_URL", "sqlite:////proc/no/place/chats.db")
     st.cache_resource.clear()
     alone = open_page(Path(page._script_path).name)
-    assert "kept in its memory only" in alone.error[0].value
+    assert "in memory only" in alone.error[0].value
     ask(alone, "hello")
     assert not alone.error
     ask(alone, "hello")
@@ -496,6 +496,98 @@ def test_database_that_fails_keeps_the_question(
         assert "could not be saved" in page.error[0].value
         assert shown(page)[1] == ("and now?", "reply 2", "done")
     assert len(page.get("component_instance")) == 4
+    wait_until(lambda: not page.run().error)  # it is saved as soon as that can be
+    assert [question for question, _, _ in shown(ask(reopen(page), "and then?"))] == [
+        "hello",
+        "and now?",
+        "and then?",
+    ]
+
+
+def test_database_that_fails_at_the_list_leaves_options_and_the_box(
+    page: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(page, "hello")
+    page.slider[0].set_value(0.5).run()
+
+    def fail(*arguments: object) -> None:
+        raise store.StoreError("The database is locked. Ask again in a moment.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store.Store, "list_conversations", fail)
+        page.run()
+        assert [error.value for error in page.sidebar.error] == [
+            "The database is locked. Ask again in a moment."
+        ]
+        assert page.slider[0].value == 0.5
+    ask(page, "and now?")
+    assert not page.exception
+    assert page.slider[0].value == 0.5
+    assert page.number_input[0].value is None
+
+
+def test_database_that_fails_at_opening_does_not_say_that_the_conversation_is_gone(
+    page: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(page, "hello")
+
+    def fail(*arguments: object) -> None:
+        raise store.StoreError("The database is locked. Ask again in a moment.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store.Store, "load", fail)
+        late = reopen(page)
+        assert [error.value for error in late.error] == [
+            "The database is locked. Ask again in a moment."
+        ]
+    assert late.query_params == page.query_params
+    assert [question for question, _, _ in shown(late.run())] == ["hello"]
+
+
+def test_reply_that_no_page_looks_at_is_saved_while_it_grows(page: AppTest) -> None:
+    writing = begin(page, "slowly")
+    key, kept = page.session_state.conversation_id, utils.get_store()[0]
+    wait_until(lambda: kept.load(key).turns)
+    first = kept.load(key).turns[0]
+    wait_until(lambda: len(kept.load(key).turns[0].reply) > len(first.reply))
+    wait_until(lambda: kept.load(key).turns[0].saved_at > first.saved_at)
+    writing.stop.set()
+
+
+def test_question_during_a_reply_leaves_its_draft(page: AppTest, counting: CountingEngine) -> None:
+    counting.first_token_s = 0
+    gate = threading.Event()
+    said = counting.stream
+    counting.stream = lambda *asked: (gate.wait(DEADLINE_S), (yield from said(*asked)))[1]
+    writing = begin(page, "the first")
+    page.chat_input[0].set_value("too early").run()
+    assert "A reply is being written" in page.error[0].value
+    kept = utils.get_store()[0].load(page.session_state.conversation_id)
+    gate.set()
+    assert kept.draft == "the first"
+    assert writing.wait(DEADLINE_S)
+
+
+def test_conversation_that_another_tab_deleted_leaves_no_turn_behind(page: AppTest) -> None:
+    writing = begin(page, "slowly")
+    wait_until(lambda: "word5" in writing.look().text)
+    utils.get_store()[0].delete(page.session_state.conversation_id)
+    writing.stop.set()
+    assert writing.wait(DEADLINE_S)
+    page.run()
+    assert shown(page) == []
+    assert "No conversation has this address" in page.error[0].value
+
+
+def test_emptied_system_prompt_reaches_the_engine_as_none(
+    page: AppTest, counting: CountingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATBOT_SYSTEM_PROMPT", "Be brief.")
+    anew = open_page(Path(page._script_path).name)
+    ask(anew, "hello")
+    next(box for box in anew.text_area if box.label == "System prompt").set_value("")
+    ask(anew, "and now?")
+    assert [asked[0]["role"] for asked in counting.asked] == ["system", "user"]
 
 
 def test_engine_is_loaded_once_for_all_clicks_and_sessions(

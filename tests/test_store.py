@@ -604,7 +604,7 @@ def test_what_was_deleted_elsewhere_is_said_to_be_gone(store: Store, chat: Conve
         lambda: store.begin_turn("c1", Turn(id="t3", position=3, question="?")),
         lambda: store.rename("c1", "Other"),
     ):
-        with pytest.raises(GoneError, match=r"was deleted elsewhere\. Reload the page"):
+        with pytest.raises(GoneError, match=r"was deleted or replaced elsewhere\. Reload"):
             change()
     assert store.list_conversations("me") == []
 
