@@ -125,7 +125,10 @@ class Asking:
             pass
 
     def pieces(self) -> Generator[str, None, engine.Finish]:
-        """Yield the reply in pieces and return its `Finish`; note what it took."""
+        """Yield the reply in pieces and return its `Finish`; note what it took.
+
+        Raises the engine's errors, and `SurpriseError` for what is none of them.
+        """
         self._pieces = self.engine.stream(self._conversation, self._options, self.stop)
         first = True
         try:
@@ -140,6 +143,11 @@ class Asking:
             finish = end.value or engine.Finish("cancelled", 0, 0)  # closed while nobody listened
             self.count(finish)
             return finish
+        except settings.ChatbotError:
+            raise
+        except Exception as error:
+            telemetry.LOG.exception("failed", extra={"request_id": self.record.request_id})
+            raise problems.SurpriseError from error
 
     def count(self, finish: engine.Finish) -> None:
         """Note how a reply ended and what it took."""

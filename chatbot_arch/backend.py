@@ -194,8 +194,7 @@ class Doors:
         if keys and scope["path"] not in OPEN_PATHS and not is_key_valid(sent, keys):
             return await problems.answer(scope, NO_KEY)(scope, receive, send)
         if size.isdecimal() and int(size[:20]) > most:
-            too_big = f"The body is larger than {choice.max_body_mb:g} MB, the most that is read."
-            fault = problems.Fault(413, "content_too_large", too_big)
+            fault = problems.too_large(choice.max_body_mb)
             return await problems.answer(scope, fault)(scope, receive, send)
         await RequestBodyLimitMiddleware(self.app, most)(scope, receive, send)
 

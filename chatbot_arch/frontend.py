@@ -61,7 +61,10 @@ def explain_answer(status: int, headers: Mapping[str, str], url: str, content: s
         detail = Failure.model_validate_json(content).detail
     except ValueError:
         detail = ""
-    if not detail or status not in (422, 429, 500, 503):
+    if status == httpx.codes.UNAUTHORIZED:
+        another = "wants another key. Set CHATBOT_API_KEY as the backend has it."
+        return BackendError(f"The backend at {url} {another}")
+    if not detail or status not in (413, 422, 429, 500, 503):
         return BackendError(
             f"The backend at {url} answered {status} {httpx.codes.get_reason_phrase(status)} and "
             "no reply. Your question is kept: look at the backend's log, then ask again."

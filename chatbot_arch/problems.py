@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Text', 'Words', 'KINDS', 'FAILED', 'V1', 'MAX_ERRORS', 'SAYS', 'UNREADABLE', 'require_unicode', 'require_words',
-           'LoadingError', 'FullError', 'EndingError', 'NoModelError', 'LeftError', 'Kind', 'FieldError', 'Problem',
-           'Fault', 'request_id', 'as_problem', 'as_openai_error', 'answer', 'name_field', 'find_errors', 'fault_of',
-           'explain_error', 'explain_fields', 'explain_status', 'explain_all', 'declare']
+           'LoadingError', 'FullError', 'EndingError', 'NoModelError', 'SurpriseError', 'LeftError', 'Kind',
+           'FieldError', 'Problem', 'Fault', 'request_id', 'as_problem', 'as_openai_error', 'answer', 'name_field',
+           'find_errors', 'fault_of', 'explain_error', 'explain_fields', 'too_large', 'explain_status', 'explain_all',
+           'declare']
 
 # %% ../nbs/04a_problems.ipynb #imports
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,15 @@ class NoModelError(settings.ChatbotError):
     """Say that another model was asked for than the one that is here."""
 
 
+class SurpriseError(settings.ChatbotError):
+    """Say that something failed in a way nobody foresaw; the log has the rest."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Something failed that should not. Tell whoever runs this service the request's id."
+        )
+
+
 class LeftError(settings.ChatbotError):
     """Say, to the log alone, that the client left before its turn."""
 
@@ -82,6 +92,7 @@ KINDS = {
     FullError: Kind(429, "full", 2),
     EndingError: Kind(503, "ending", 5),
     NoModelError: Kind(404, "model_not_found"),
+    SurpriseError: Kind(500, "internal"),
     LeftError: Kind(499, "client_left"),
 }
 FAILED = Kind(500, "failed")
@@ -218,9 +229,17 @@ async def explain_fields(request: Request, error: RequestValidationError) -> JSO
 UNREADABLE = "The body could not be read: it is no JSON in UTF-8, or holds it too deeply."
 
 
+def too_large(limit_mb: float) -> Fault:
+    """Return what to say of a body over the limit."""
+    says = f"The body is larger than {limit_mb:g} MB, the most that is read."
+    return Fault(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "content_too_large", says)
+
+
 async def explain_status(request: Request, error: HTTPException) -> JSONResponse:
     """Answer what the framework refuses: no such route, no such method, an unreadable body."""
-    says = UNREADABLE if error.status_code == 400 else f"{error.detail}."
+    if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return answer(request.scope, too_large(request.app.state.choice.max_body_mb))
+    says = UNREADABLE if error.status_code == HTTPStatus.BAD_REQUEST else f"{error.detail}."
     code = HTTPStatus(error.status_code).name.lower()
     return answer(request.scope, Fault(error.status_code, code, says, headers=error.headers or {}))
 

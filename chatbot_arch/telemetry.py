@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REGISTRY', 'SECONDS', 'HERE', 'REQUESTS', 'REFUSALS', 'TOKENS', 'FIRST_TOKEN', 'REPLY', 'IN_FLIGHT', 'WAITING',
-           'SENT_ID', 'LOG', 'FAULT', 'Record', 'choose_id', 'start_log', 'route_of', 'is_farewell', 'Telemetry']
+           'SENT_ID', 'LOG', 'Record', 'choose_id', 'start_log', 'route_of', 'is_farewell', 'Telemetry']
 
 # %% ../nbs/04b_telemetry.ipynb #imports
 import logging
@@ -80,13 +80,6 @@ def start_log() -> None:
     logging.getLogger("uvicorn.access").disabled = True
 
 # %% ../nbs/04b_telemetry.ipynb #telemetry
-FAULT = problems.Fault(
-    500,
-    "internal",
-    "Something failed that should not. Tell whoever runs this service the request's id.",
-)
-
-
 def route_of(scope: Scope) -> str:
     """Return the path of the route that answered, such as `/chat`; `other` if none did."""
     return getattr(scope.get("route"), "path", "") or "other"
@@ -126,7 +119,8 @@ class Telemetry:
             if not is_farewell(error):
                 LOG.exception("failed", extra={"request_id": record.request_id})
             if not status:
-                await problems.answer(scope, FAULT)(scope, receive, send_with_id)
+                fault = problems.fault_of(problems.SurpriseError())
+                await problems.answer(scope, fault)(scope, receive, send_with_id)
             elif not is_farewell(error):
                 raise
         finally:
