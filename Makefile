@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TIMEOUT := $(shell command -v timeout)
 
-.PHONY: help compare test bench-engines lab monolith microservices outputs clean
+.PHONY: help compare test bench-engines bench-backend lab monolith microservices outputs clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -25,6 +25,10 @@ test: $(INSTALLED)  ## everything that CI runs
 bench-engines: $(INSTALLED)  ## measure the engines beside their peers, write results/engines.*
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/chatbot-bench-engines
+
+bench-backend: $(INSTALLED)  ## measure the backend under load, write results/backend.json
+	$(BIN)/chatbot-fetch
+	$(BIN)/chatbot-bench-backend
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb

@@ -6,11 +6,12 @@
 __all__ = ['PastTexts', 'READING_S', 'OPEN_PATHS', 'NO_KEY', 'NO_HOST', 'THREADS_PER_REPLY', 'SPARE_THREADS', 'app', 'REFUSALS',
            'ChatOptions', 'ConversationHistory', 'give_up', 'load_in_background', 'end_gracefully', 'is_host_allowed',
            'is_key_valid', 'Doors', 'lifespan', 'Health', 'Ready', 'health_check', 'readiness', 'read_metrics',
-           'note_texts', 'say_all', 'llm_response', 'join_line', 'name_event', 'stream_llm_response']
+           'note_texts', 'say_all', 'llm_response', 'as_event', 'event_of', 'stream_events', 'stream_llm_response']
 
 # %% ../nbs/04_backend.ipynb #imports
 import asyncio
 import hmac
+import json
 import os
 import signal
 import sys
@@ -25,11 +26,12 @@ from typing import Annotated, Any, NoReturn
 from urllib.parse import urlsplit
 
 import anyio.to_thread
-from fastapi import Depends, FastAPI, Response
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi import FastAPI, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
@@ -75,10 +77,10 @@ class ConversationHistory(BaseModel):
             )
         return self
 
-    def messages(self) -> list[engine.Message]:
+    def messages(self, default: str = "") -> list[engine.Message]:
         """Return the conversation as the engine wants it, with the system prompt that holds."""
         chosen = self.options.system_prompt
-        system_prompt = settings.read_settings().system_prompt if chosen is None else chosen
+        system_prompt = default if chosen is None else chosen
         return engine.to_conversation(
             self.past_user_inputs, self.generated_responses, self.user_input, system_prompt
         )
@@ -296,7 +298,8 @@ async def llm_response(
     conversation_history: ConversationHistory, response: Response, asking: admission.AskingNow
 ) -> str:
     """Answer the question with one JSON string; 422 if it can never fit the model."""
-    await asking.join(conversation_history.messages(), conversation_history.options)
+    messages = conversation_history.messages(asking.choice.system_prompt)
+    await asking.join(messages, conversation_history.options)
     await asking.wait_silently()
     reply = await run_in_threadpool(say_all, asking)
     note_texts(asking, conversation_history.user_input, reply)
@@ -304,42 +307,49 @@ async def llm_response(
     return reply
 
 # %% ../nbs/04_backend.ipynb #stream-llm-response
-async def join_line(
-    conversation_history: ConversationHistory, asking: admission.AskingNow
-) -> admission.Asking:
-    """Return a request that has joined the line, or has its place."""
-    await asking.join(conversation_history.messages(), conversation_history.options)
-    return asking
+def as_event(name: str, data: dict[str, Any]) -> bytes:
+    """Return a server-sent event."""
+    return format_sse_event(event=name, data_str=json.dumps(data))
 
 
-def name_event(
-    told: str | engine.Finish | settings.ChatbotError, asking: admission.Asking
-) -> tuple[str, dict[str, Any]]:
-    """Return the name and the data of the event that tells a piece of a reply, or its end."""
+def event_of(told: admission.Told | None, asking: admission.Asking) -> bytes:
+    """Return the event that tells a piece of a reply or its end, or a comment for silence."""
+    if told is None:
+        return KEEPALIVE_COMMENT
     if isinstance(told, str):
-        return "token", {"text": told}
+        return as_event("token", {"text": told})
     if isinstance(told, engine.Finish):
         made_by = {"model": asking.engine.model, "engine": asking.engine.name}
-        return "done", asdict(told) | {"turns_left_out": asking.turns_left_out} | made_by
-    return "error", problems.as_problem(problems.fault_of(told), asking.record.request_id)
+        facts = asdict(told) | {"turns_left_out": asking.turns_left_out}
+        return as_event("done", facts | made_by)
+    fault = problems.fault_of(told)
+    return as_event("error", problems.as_problem(fault, asking.record.request_id))
 
 
-@app.post("/chat/stream", response_class=EventSourceResponse, responses=REFUSALS)
-async def stream_llm_response(
-    conversation_history: ConversationHistory,
-    asking: Annotated[admission.Asking, Depends(join_line)],
-) -> AsyncIterator[ServerSentEvent]:
-    """Answer with events: `waiting`, `token`, then `done` or `error`."""
-    said: list[str] = []
+async def stream_events(question: str, asking: admission.Asking) -> AsyncIterator[bytes]:
+    """Yield the events of a request that has joined the line."""
     try:
         async for ahead in asking.wait():
-            yield ServerSentEvent(event="waiting", data={"ahead": ahead})
+            yield as_event("waiting", {"ahead": ahead})
     except settings.ChatbotError as error:
-        name, data = name_event(error, asking)
-        yield ServerSentEvent(event=name, data=data)
+        yield event_of(error, asking)
         return
-    async for told in iterate_in_threadpool(admission.tell(asking.pieces())):
-        name, data = name_event(told, asking)
-        said += [told] if name == "token" else []
-        yield ServerSentEvent(event=name, data=data)
-    note_texts(asking, conversation_history.user_input, "".join(said))
+    said: list[str] = []
+    async for told in asking.tell(asking.pieces()):
+        said += [told] if isinstance(told, str) else []
+        yield event_of(told, asking)
+    note_texts(asking, question, "".join(said))
+
+
+@app.post(  # not EventSourceResponse here, by which FastAPI would take the route for a generator
+    "/chat/stream",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {}}}} | REFUSALS,
+)
+async def stream_llm_response(
+    conversation_history: ConversationHistory, asking: admission.AskingNow
+) -> EventSourceResponse:
+    """Answer with events: `waiting`, `token`, then `done` or `error`."""
+    messages = conversation_history.messages(asking.choice.system_prompt)
+    await asking.join(messages, conversation_history.options)
+    return EventSourceResponse(stream_events(conversation_history.user_input, asking))

@@ -74,7 +74,8 @@ def load_engine(choice: settings.Settings, report: Report = lambda stage: None) 
     `report` is told each stage of loading. Raises `ModelError` if one of them fails.
     """
     if choice.engine == "fake":
-        return engine.FakeEngine(reply_timeout_s=choice.reply_timeout_s)
+        pace = {"token_s": choice.fake_token_s, "reply_timeout_s": choice.reply_timeout_s}
+        return engine.FakeEngine(**pace)
     report("looking for the model")
     load = load_with_llamacpp if choice.engine == "llamacpp" else load_with_transformers
     try:

@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     model: str = EMBEDDED_MODEL
     # `transformers` runs chat models of a hub, `llamacpp` a GGUF file; `fake` says a known text.
     engine: Literal["transformers", "llamacpp", "fake"] = "transformers"
+    # How fast `fake` speaks, in seconds per token.
+    fake_token_s: float = Field(0.01, ge=0)
     # How many replies the backend makes at once, and how many requests may wait for their turn.
     max_replies: int = Field(16, ge=1)
     max_waiting: int = Field(32, ge=0)

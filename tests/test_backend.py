@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 import chatbot_arch.backend as backend
 import chatbot_arch.engine as engine
 import chatbot_arch.engines as engines
+import chatbot_arch.settings as settings
 
 
 class ScriptedEngine(engine.FakeEngine):
@@ -213,7 +214,8 @@ def test_stream_refuses_before_it_begins(client: TestClient, scripted: ScriptedE
 def test_system_prompt_of_the_request_comes_before_the_settings(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CHATBOT_SYSTEM_PROMPT", "Be very very brief indeed.")
+    choice = settings.Settings(engine="fake", system_prompt="Be very very brief indeed.")
+    monkeypatch.setattr(backend.app.state, "choice", choice)
     for system_prompt, tokens in ((None, 7), ("Be brief.", 4), ("", 2)):
         options = {} if system_prompt is None else {"system_prompt": system_prompt}
         body = {"user_input": "/echo hi", "options": options}

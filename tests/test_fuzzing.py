@@ -64,6 +64,8 @@ def read_openapi() -> schemathesis.BaseSchema:
     told = copy.deepcopy(backend.app.openapi())
     asked = told["components"]["schemas"]["ChatCompletionRequest"]["properties"]
     asked["model"]["enum"] = [settings.EMBEDDED_MODEL]
+    [named] = told["paths"]["/v1/models/{name}"]["get"]["parameters"]
+    named["schema"]["enum"] = [settings.EMBEDDED_MODEL]
     return schemathesis.openapi.from_dict(told, config=schemathesis.Config.from_dict(CHOICES))
 
 

@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "launch": {"guard"},
     "users": set(),
     "compare": {"launch", "model", "users"},
+    "load": {"engine", "launch", "compare"},
     "bench": {"engine", "prompts", "batching", "llamacpp", "model", "launch", "compare"},
 }
 
