@@ -9,6 +9,7 @@ import pytest
 
 import chatbot_arch.bench as bench
 import chatbot_arch.compare as compare
+import chatbot_arch.load as load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,6 +52,27 @@ def test_readme_shows_the_committed_benchmark() -> None:
         assert f"{ratios[ours, other]} times" in README
     for fact in (results["date"], results["machine"]["processor"], results["command"]):
         assert fact in README
+
+
+def test_page_of_the_backend_shows_the_committed_load() -> None:
+    page = (ROOT / "docs" / "backend.md").read_text(encoding="utf-8")
+    results = committed_results("backend")
+    layer = [load.Layer(**each) for each in results["rounds"]]
+    for row in load.tabulate_layer(layer).to_markdown(index=False).splitlines():
+        assert row in page
+    crowd = results["crowd"]
+    assert not [name for name in crowd["counts"] if re.match("reply: wrong|status 5|failed", name)]
+    checked = sum(n for name, n in crowd["counts"].items() if name.startswith("reply"))
+    said = " ".join(page.split())
+    for sentence in (
+        f"{crowd['clients']} clients for {crowd['seconds']} s",
+        f"{checked} replies read and checked",
+        f"{crowd['health p99, ms']} ms at p99 ({crowd['health p99 idle, ms']} ms without load)",
+        f"{crowd['memory, second third, MB']} to {crowd['memory, last third, MB']} MB",
+        results["command"],
+    ):
+        assert sentence in said
+    assert crowd["replies in flight at the end"] == 0
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,11 @@ import chatbot_arch.admission as admission
 import chatbot_arch.backend as backend
 import chatbot_arch.engine as engine
 import chatbot_arch.engines as engines
+import chatbot_arch.frontend as frontend
 import chatbot_arch.launch as launch
+import chatbot_arch.replies as replies
 import chatbot_arch.settings as settings
+import chatbot_arch.store as store
 import chatbot_arch.telemetry as telemetry
 
 DEADLINE_S = 30
@@ -369,6 +372,51 @@ def test_key_of_commas_is_an_error_and_not_an_open_door(monkeypatch: pytest.Monk
     monkeypatch.setenv("CHATBOT_API_KEY", " , ")
     with pytest.raises(settings.SettingsError, match=r"CHATBOT_API_KEY=\.\.\.: "):
         settings.read_settings()
+
+
+def ask_from_page(service: Service, monkeypatch: pytest.MonkeyPatch) -> replies.View:
+    """Ask as the page does, with the settings as they are; return what it would show."""
+    monkeypatch.setenv("CHATBOT_BACKEND_URL", service.url)
+    kept, key = store.Store("sqlite://"), store.new_id()
+    turn = store.Turn(id=store.new_id(), conversation_id=key, position=0, question="/echo hi")
+    kept.keep_draft(key, "me", "/echo hi", {})
+    writing = replies.Writing(frontend.microservice_llm_response, kept, turn)
+    replies.start(writing)
+    assert writing.wait(DEADLINE_S)
+    return writing.look()
+
+
+def test_page_sends_the_first_key_and_says_when_another_is_wanted(
+    serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = serve(api_key="new,old")
+    assert ask_from_page(service, monkeypatch).text == "hi"
+    monkeypatch.setenv("CHATBOT_API_KEY", "stolen")
+    assert "wants another key. Set CHATBOT_API_KEY" in ask_from_page(service, monkeypatch).error
+
+
+def test_page_waits_in_the_line_longer_than_for_a_reply(
+    serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frontend, "ANSWER_GRACE_S", 0.6)
+    service = serve(max_replies=1, waiting_timeout_s=20)
+    leaving = service.speak()
+    monkeypatch.setenv("CHATBOT_REPLY_TIMEOUT_S", "0.4")  # the page's: a second for a reply
+    timer = threading.Timer(2.5, leaving.close)
+    timer.start()
+    try:
+        assert ask_from_page(service, monkeypatch).text == "hi"
+    finally:
+        timer.join()
+
+
+def test_page_sends_no_more_turns_than_a_backend_takes() -> None:
+    past = [str(number) for number in range(settings.MAX_TURNS + 7)]
+    assert frontend.turns_too_many(past, past) == 7
+    longest = "x" * settings.MAX_TEXT_CHARS
+    assert frontend.turns_too_many(["a", longest, "b"], ["c", longest + "x", "d"]) == 2
+    assert frontend.turns_too_many(["a"] * 20, [longest] * 20) == 11
+    assert frontend.turns_too_many([], []) == 0
 
 
 def test_host_that_is_not_ours_is_refused(serve: Callable[..., Service]) -> None:
