@@ -29,6 +29,7 @@ import anyio.to_thread
 from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
@@ -226,11 +227,12 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         state.loading.result().close()
 
 
-app = FastAPI(
+app = FastAPIOffline(  # FastAPI, with a page of documentation that asks no other host
     title="Chatbot backend",
     description="Replies of a language model, in its own dialect and in the OpenAI API's.",
     version="1",
     lifespan=lifespan,
+    redoc_url=None,
 )
 app.add_middleware(Doors)
 app.add_middleware(telemetry.Telemetry)

@@ -21,7 +21,9 @@ import psutil
 import pytest
 from conftest import FAKE, serve_backend
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
+from tabs import TIMEOUT_MS, open_context
 
 import chatbot_arch.admission as admission
 import chatbot_arch.backend as backend
@@ -442,6 +444,19 @@ def test_framework_refuses_in_our_shapes(
     assert told.status_code == status
     known = told.json()["error"] if path.startswith("/v1") else told.json()
     assert known["request_id"] == told.headers["x-request-id"]
+
+
+def test_documentation_has_every_route_and_asks_no_other_host(
+    serve: Callable[..., Service], browser: Browser, hosts: list[str]
+) -> None:
+    service = serve()
+    with open_context(browser, hosts) as context:
+        tab = context.new_page()
+        tab.goto(f"{service.url}/docs")
+        for path in ("/ready", "/chat", "/chat/stream", "/v1/models", "/v1/chat/completions"):
+            expect(tab.get_by_text(path, exact=True)).to_be_visible(timeout=TIMEOUT_MS)
+        tab.get_by_text("/chat", exact=True).click()
+        expect(tab.get_by_text("What is a microservice?")).to_be_visible(timeout=TIMEOUT_MS)
 
 
 # Telemetry
