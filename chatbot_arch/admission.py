@@ -100,7 +100,7 @@ class Asking:
         self, loaded: engine.Engine, line: Line, record: telemetry.Record, choice: settings.Settings
     ) -> None:
         self.engine, self.record, self.choice = loaded, record, choice
-        self.stop = threading.Event()
+        self.stop, self.ending = threading.Event(), False
         self.turns_left_out = 0
         self._line, self._place = line, None
         self._deadline: asyncio.TimerHandle | None = None
@@ -119,7 +119,8 @@ class Asking:
     async def wait(self) -> AsyncIterator[int]:
         """Yield how many stand before this request, at once and twice a second, until its turn.
 
-        Raises `EngineBusyError` when that takes too long, `LeftError` if the client left.
+        Raises `EngineBusyError` when that takes too long, `EndingError` when the service ends,
+        `LeftError` if the client left.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self.choice.waiting_timeout_s
@@ -127,6 +128,8 @@ class Asking:
             yield self._place.ahead()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._place.given.wait(), TICK_S)
+            if self.ending:
+                raise problems.EndingError
             if self.stop.is_set():
                 raise problems.LeftError("The client left before its turn.")
             if loop.time() > until and not self._place.given.is_set():
@@ -142,26 +145,31 @@ class Asking:
     def pieces(self) -> Generator[str, None, engine.Finish]:
         """Yield the reply in pieces and return its `Finish`; note what it took.
 
-        Raises the engine's errors, and `SurpriseError` for what is none of them.
+        Raises the engine's errors, `SurpriseError` for what is none of them, and `EndingError`
+        where the service's end cut it, so that nobody takes the part for the whole.
         """
+        said: list[str] = []
         made = self.engine.stream(self._conversation, self._options, self.stop)
-        first = True
         try:
             while True:
-                piece = next(made)
-                if first:
-                    first = False
+                said.append(next(made))
+                if len(said) == 1:
                     telemetry.FIRST_TOKEN.observe(self.record.passed_s())
                     self.record.note(first_token_s=self.record.passed_s())
-                yield piece
+                yield said[-1]
         except StopIteration as end:
             self.count(end.value)
+            if self.ending and end.value.reason == "cancelled":
+                raise problems.EndingError from None
             return end.value
         except settings.ChatbotError:
             raise
         except Exception as error:
             telemetry.LOG.exception("failed", extra={"request_id": self.record.request_id})
             raise problems.SurpriseError from error
+        finally:
+            if self.choice.log_texts:
+                self.record.note(question=self._conversation[-1]["content"], reply="".join(said))
 
     async def tell(self, pieces: Generator[str, None, engine.Finish]) -> AsyncIterator[Told | None]:
         """Yield what `tell` does, made in a thread, and nothing after each `SILENCE_S` of silence.
@@ -200,6 +208,17 @@ class Asking:
             reply_tokens=finish.reply_tokens,
         )
 
+    def fault(self, error: settings.ChatbotError) -> problems.Fault:
+        """Return what to tell of an error in mid-stream, and note it for the log."""
+        fault = problems.fault_of(error)
+        self.record.code = fault.code
+        return fault
+
+    def end(self) -> None:
+        """End the reply because the service ends."""
+        self.ending = True
+        self.stop.set()
+
     def close(self) -> None:
         """End the reply, if it has not ended, and give the place back."""
         self.stop.set()
@@ -231,7 +250,7 @@ async def open_asking(request: Request, loaded: LoadedEngine) -> AsyncIterator[A
     """Yield what a reply is asked through; close it when the request has ended."""
     state = request.app.state
     if state.ending:
-        raise problems.EndingError("The backend is about to end. Ask another, or later.")
+        raise problems.EndingError
     asking = Asking(loaded, state.line, request.state.record, state.choice)
     state.askings.add(asking)
 

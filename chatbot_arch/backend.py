@@ -6,7 +6,7 @@
 __all__ = ['PastTexts', 'READING_S', 'OPEN_PATHS', 'NO_KEY', 'NO_HOST', 'THREADS_PER_REPLY', 'SPARE_THREADS', 'app', 'REFUSALS',
            'ChatOptions', 'ConversationHistory', 'give_up', 'load_in_background', 'end_gracefully', 'is_host_allowed',
            'is_key_valid', 'Doors', 'lifespan', 'Health', 'Ready', 'health_check', 'readiness', 'read_metrics',
-           'note_texts', 'say_all', 'llm_response', 'as_event', 'event_of', 'stream_events', 'stream_llm_response']
+           'say_all', 'llm_response', 'as_event', 'event_of', 'stream_events', 'stream_llm_response']
 
 # %% ../nbs/04_backend.ipynb #imports
 import asyncio
@@ -123,7 +123,7 @@ def end_gracefully(app: FastAPI) -> None:
 
     def end_replies() -> None:
         for asking in list(app.state.askings):
-            asking.stop.set()
+            asking.end()
 
     def end(number: int, frame: FrameType | None) -> None:
         if not callable(before):
@@ -153,11 +153,13 @@ NO_HOST = problems.Fault(
 
 def is_host_allowed(sent: str, allowed: str) -> bool:
     """Return whether a Host header names one of the allowed hosts, whatever the port."""
-    names = settings.split_list(allowed)
+    names = [each.lower().strip("[]") for each in settings.split_list(allowed)]
     try:
-        return "*" in names or urlsplit(f"//{sent}").hostname in names
+        parts = urlsplit(f"//{sent}")
     except ValueError:
         return False
+    is_bare = parts.netloc == sent and "@" not in sent
+    return "*" in names or (is_bare and parts.hostname in names)
 
 
 def is_key_valid(sent: str, keys: list[str]) -> bool:
@@ -194,7 +196,8 @@ class Doors:
         most = int(choice.max_body_mb * 1e6)
         size = headers.get("content-length", "0")
         sent = headers.get("authorization", "")
-        if keys and scope["path"] not in OPEN_PATHS and not is_key_valid(sent, keys):
+        is_open = not keys or problems.route_path(scope) in OPEN_PATHS
+        if not is_open and not is_key_valid(sent, keys):
             return await problems.answer(scope, NO_KEY)(scope, receive, send)
         if size.isdecimal() and int(size[:20]) > most:
             fault = problems.too_large(choice.max_body_mb)
@@ -282,12 +285,6 @@ async def read_metrics() -> Response:
 REFUSALS = problems.declare(400, 401, 413, 422, 429, 500, 503)
 
 
-def note_texts(asking: admission.Asking, question: str, reply: str) -> None:
-    """Add what was said to the request's line in the log, if the settings ask for it."""
-    if asking.choice.log_texts:
-        asking.record.note(question=question, reply=reply)
-
-
 def say_all(asking: admission.Asking) -> str:
     """Return the whole reply."""
     said: list[str] = []
@@ -304,7 +301,6 @@ async def llm_response(
     await asking.join(messages, conversation_history.options)
     await asking.wait_silently()
     reply = await run_in_threadpool(say_all, asking)
-    note_texts(asking, conversation_history.user_input, reply)
     response.headers["X-Turns-Left-Out"] = str(asking.turns_left_out)
     return reply
 
@@ -324,11 +320,10 @@ def event_of(told: admission.Told | None, asking: admission.Asking) -> bytes:
         made_by = {"model": asking.engine.model, "engine": asking.engine.name}
         facts = asdict(told) | {"turns_left_out": asking.turns_left_out}
         return as_event("done", facts | made_by)
-    fault = problems.fault_of(told)
-    return as_event("error", problems.as_problem(fault, asking.record.request_id))
+    return as_event("error", problems.as_problem(asking.fault(told), asking.record.request_id))
 
 
-async def stream_events(question: str, asking: admission.Asking) -> AsyncIterator[bytes]:
+async def stream_events(asking: admission.Asking) -> AsyncIterator[bytes]:
     """Yield the events of a request that has joined the line."""
     try:
         async for ahead in asking.wait():
@@ -336,11 +331,8 @@ async def stream_events(question: str, asking: admission.Asking) -> AsyncIterato
     except settings.ChatbotError as error:
         yield event_of(error, asking)
         return
-    said: list[str] = []
     async for told in asking.tell(asking.pieces()):
-        said += [told] if isinstance(told, str) else []
         yield event_of(told, asking)
-    note_texts(asking, question, "".join(said))
 
 
 @app.post(  # not EventSourceResponse here, by which FastAPI would take the route for a generator
@@ -354,4 +346,4 @@ async def stream_llm_response(
     """Answer with events: `waiting`, `token`, then `done` or `error`."""
     messages = conversation_history.messages(asking.choice.system_prompt)
     await asking.join(messages, conversation_history.options)
-    return EventSourceResponse(stream_events(conversation_history.user_input, asking))
+    return EventSourceResponse(stream_events(asking))

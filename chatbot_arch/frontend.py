@@ -64,7 +64,7 @@ def explain_answer(status: int, headers: Mapping[str, str], url: str, content: s
     if status == httpx.codes.UNAUTHORIZED:
         another = "wants another key. Set CHATBOT_API_KEY as the backend has it."
         return BackendError(f"The backend at {url} {another}")
-    if not detail or status not in (413, 422, 429, 500, 503):
+    if not detail or status not in (400, 413, 422, 429, 500, 503):
         return BackendError(
             f"The backend at {url} answered {status} {httpx.codes.get_reason_phrase(status)} and "
             "no reply. Your question is kept: look at the backend's log, then ask again."
@@ -308,7 +308,7 @@ class Readiness(BaseModel):
 def describe_model() -> tuple[str, bool]:
     """Return which model and engine the backend holds and True, or what is wrong and False."""
     choice = settings.read_settings()
-    url = choice.backend_url
+    url, status = choice.backend_url, 0
 
     async def ask() -> tuple[int, str]:
         async with (

@@ -236,7 +236,7 @@ class Client:
     def run(self, seconds: float) -> collections.Counter[str]:
         """Go on for so many seconds; return the counts."""
         until = time.monotonic() + seconds
-        with httpx.Client(base_url=self.url, timeout=60) as http:
+        with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as http:
             while time.monotonic() < until:
                 kind = self._chance.choices(list(KINDS), KINDS.values())[0]
                 self.counts[f"sent: {kind}"] += 1
@@ -244,7 +244,7 @@ class Client:
         return self.counts
 
     def ask(self, http: httpx.Client, leaves: bool = False) -> None:
-        """Ask, and read the reply to its end, or leave at its first word."""
+        """Ask, and read the reply to its end, or leave as soon as the answer begins."""
         question = self._chance.choice(QUESTIONS)
         with http.stream("POST", "/chat/stream", content=body_of(question), headers=JSON) as told:
             self.count(told)
@@ -258,7 +258,7 @@ class Client:
                     self.counts[f"failed: {error}"] += 1
 
     def leave(self, http: httpx.Client) -> None:
-        """Ask, and leave at the first word."""
+        """Ask, and leave as soon as the answer begins."""
         self.ask(http, leaves=True)
 
     def vanish(self, http: httpx.Client) -> None:

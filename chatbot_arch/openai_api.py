@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Generator, Iterable
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
 from starlette.concurrency import run_in_threadpool
@@ -166,7 +166,7 @@ def until_stop(
         text = text[len(text) - keep :]
 
 # %% ../nbs/04d_openai_api.ipynb #answers
-REASONS = {"length": "length", "timeout": "length"}
+REASONS = {"length": "length", "timeout": "length", "cancelled": "length"}
 
 
 class ReplyMessage(BaseModel):
@@ -263,7 +263,7 @@ def complete(asking: admission.Asking, stops: list[str]) -> tuple[str, engine.Fi
     | problems.declare(400, 401, 404, 413, 429, 500, 503, v1=True),
 )
 async def create_chat_completion(
-    asked: ChatCompletionRequest, asking: admission.AskingNow, request: Request
+    asked: ChatCompletionRequest, asking: admission.AskingNow
 ) -> ChatCompletion | Response:
     """Answer the last question of a chat, in one piece or, with `stream`, in chunks."""
     if asked.model != asking.engine.model:
@@ -311,5 +311,5 @@ async def stream_chunks(
                 yield as_event(about | {"object": "chat.completion.chunk"} | usage)
             yield format_sse_event(data_str="[DONE]")
         else:
-            fault = problems.fault_of(told)
-            yield as_event(problems.as_openai_error(fault, asking.record.request_id))
+            told_as = problems.as_openai_error(asking.fault(told), asking.record.request_id)
+            yield as_event(told_as)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Switch', 'Text', 'Words', 'KINDS', 'FAILED', 'V1', 'MAX_ERRORS', 'NAME', 'SAYS', 'UNREADABLE', 'require_unicode',
            'require_words', 'require_switch', 'LoadingError', 'FullError', 'EndingError', 'NoModelError',
-           'SurpriseError', 'LeftError', 'Kind', 'FieldError', 'Problem', 'Fault', 'request_id', 'as_problem',
-           'as_openai_error', 'answer', 'name_field', 'find_errors', 'fault_of', 'explain_error', 'explain_fields',
-           'too_large', 'explain_status', 'explain_all', 'declare']
+           'SurpriseError', 'LeftError', 'Kind', 'FieldError', 'Problem', 'Fault', 'route_path', 'request_id',
+           'as_problem', 'as_openai_error', 'answer', 'name_field', 'find_errors', 'fault_of', 'explain_error',
+           'explain_fields', 'too_large', 'explain_status', 'explain_all', 'declare']
 
 # %% ../nbs/04a_problems.ipynb #imports
 import re
@@ -70,6 +70,9 @@ class FullError(settings.ChatbotError):
 
 class EndingError(settings.ChatbotError):
     """Say that the service is about to end."""
+
+    def __init__(self) -> None:
+        super().__init__("The backend is about to end. Ask again in a few seconds.")
 
 
 class NoModelError(settings.ChatbotError):
@@ -145,6 +148,11 @@ class Fault:
 V1 = "/v1/"
 
 
+def route_path(scope: Scope) -> str:
+    """Return the path as the routes know it, without what a proxy put before it."""
+    return scope["path"].removeprefix(scope.get("root_path", ""))
+
+
 def request_id(scope: Scope) -> str:
     """Return the id of the request that a scope belongs to."""
     return getattr(scope.get("state", {}).get("record"), "request_id", "")
@@ -182,7 +190,7 @@ def answer(scope: Scope, fault: Fault) -> JSONResponse:
     known, headers = request_id(scope), dict(fault.headers)
     if record := scope.get("state", {}).get("record"):
         record.code = fault.code
-    if f"{scope['path']}/".startswith(V1):
+    if f"{route_path(scope)}/".startswith(V1):
         status = 400 if fault.status == 422 else fault.status
         return JSONResponse(as_openai_error(fault, known), status, headers)
     problem = as_problem(fault, known)

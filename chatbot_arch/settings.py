@@ -38,9 +38,12 @@ def split_list(text: str) -> list[str]:
 
 
 def require_parts(secret: SecretStr) -> SecretStr:
-    """Raise `ValueError` for a value that is set and yet holds nothing."""
-    if secret.get_secret_value() and not split_list(secret.get_secret_value()):
+    """Raise `ValueError` for a value that holds nothing, or nothing that can be sent."""
+    text = secret.get_secret_value()
+    if text and not split_list(text):
         raise ValueError("it holds commas and blanks only")
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("it holds what no HTTP header can")
     return secret
 
 

@@ -74,7 +74,7 @@ def start_log() -> None:
     handler = logging.StreamHandler()
     named = {"asctime": "time", "levelname": "level"}
     parts = "%(asctime)s %(levelname)s %(message)s"
-    handler.setFormatter(JsonFormatter(parts, rename_fields=named, json_ensure_ascii=False))
+    handler.setFormatter(JsonFormatter(parts, rename_fields=named))
     LOG.handlers[:], LOG.propagate = [handler], False
     LOG.setLevel(logging.INFO)
     logging.getLogger("uvicorn.access").disabled = True

@@ -66,7 +66,8 @@ def test_page_of_the_backend_shows_the_committed_load() -> None:
     said = " ".join(page.split())
     for sentence in (
         f"{crowd['clients']} clients for {crowd['seconds']} s",
-        f"{checked} replies read and checked",
+        f"{checked} replies read, {crowd['counts']['reply: same as alone']} of them word for word",
+        f"{crowd['counts']['status 429']} requests were refused with 429",
         f"{crowd['health p99, ms']} ms at p99 ({crowd['health p99 idle, ms']} ms without load)",
         f"{crowd['memory, second third, MB']} to {crowd['memory, last third, MB']} MB",
         results["command"],

@@ -129,6 +129,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, log: io.StringIO) -> Iterator[Callabl
         ({"user_input": ["s3cret"]}, "user_input "),
         ({"user_input": "hi", "s3cret": 1}, "body holds a field that is not known"),
         ({"user_input": "hi", "options": {"s3cret": 1}}, "options holds a field"),
+        ({"user_input": "hi", "likely_name": "s3cret"}, "likely_name is a field that is not known"),
         ({"user_input": "hi", "past_user_inputs": "s3cret"}, "past_user_inputs "),
         ({"user_input": "hi", "past_user_inputs": ["s3cret", 3]}, "past_user_inputs[1] "),
         ({"user_input": "hi", "options": {"temperature": "s3cret"}}, "options.temperature "),
@@ -274,12 +275,14 @@ def test_full_line_refuses_at_once_and_serves_all_it_took(serve: Callable[..., S
 
 def test_who_waits_too_long_is_told_to_come_back(serve: Callable[..., Service]) -> None:
     service = serve(max_replies=1, waiting_timeout_s=0.5)
+    refused = service.metric("refusals_total", code="engine_busy")
     service.speak()
     told = service.post({"user_input": "/echo hi"})
     assert (told.status_code, told.json()["code"]) == (503, "engine_busy")
     assert int(told.headers["retry-after"]) > 0
     streamed = service.http.post("/chat/stream", json={"user_input": "/echo hi"}).text
     assert '"code": "engine_busy"' in streamed.split("event: error\ndata: ")[1]
+    assert service.metric("refusals_total", code="engine_busy") == refused + 2
 
 
 def test_clients_that_leave_leave_no_backlog(serve: Callable[..., Service]) -> None:
@@ -370,8 +373,11 @@ def test_key_opens_everything_and_its_absence_only_what_is_asked_from_outside(
     assert service.http.get("/", headers={"Authorization": "Bearer no"}).status_code == 200
 
 
-def test_key_of_commas_is_an_error_and_not_an_open_door(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CHATBOT_API_KEY", " , ")
+@pytest.mark.parametrize("key", [" , ", "schlüssel"])
+def test_key_that_cannot_be_is_an_error_and_not_an_open_door(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("CHATBOT_API_KEY", key)
     with pytest.raises(settings.SettingsError, match=r"CHATBOT_API_KEY=\.\.\.: "):
         settings.read_settings()
 
@@ -423,8 +429,14 @@ def test_page_sends_no_more_turns_than_a_backend_takes() -> None:
 
 def test_host_that_is_not_ours_is_refused(serve: Callable[..., Service]) -> None:
     service = serve()
-    for host, status in (("evil.example", 400), ("localhost:1", 200), ("[::1]:8000", 200)):
-        assert service.http.get("/", headers={"Host": host}).status_code == status
+    for host in ("localhost:1", "[::1]:8000", "LOCALHOST"):
+        assert service.http.get("/", headers={"Host": host}).status_code == 200
+    for host in ("evil.example", "evil@localhost", "localhost/evil", "[::1", "localhost.evil"):
+        assert service.http.get("/", headers={"Host": host}).status_code == 400
+    named = serve(allowed_hosts="Chat.Example, [::1]")
+    for host, status in (("chat.example", 200), ("[::1]", 200), ("localhost", 400)):
+        assert named.http.get("/", headers={"Host": host}).status_code == status
+    named.http.headers["Host"] = "chat.example"
 
 
 def test_page_of_another_origin_is_let_in_only_by_name(serve: Callable[..., Service]) -> None:
@@ -468,16 +480,21 @@ def test_log_has_one_line_a_request_and_no_text(
     service = serve()
     service.post({"user_input": f"/echo {MARK} two"}, headers={"X-Request-ID": "from-the-page"})
     service.http.post("/chat/stream", json={"user_input": f"/echo {MARK}"})
+    wait_until(lambda: log.getvalue().count("\n") == 2)  # written after the last byte was sent
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     assert [line["route"] for line in lines] == ["/chat", "/chat/stream"]
     assert lines[0]["request_id"] == "from-the-page"
     assert [line["reply_tokens"] for line in lines] == [2, 1]
     assert all(0 < line["first_token_s"] <= line["seconds"] for line in lines)
     assert MARK not in log.getvalue()
+    said = [{"role": "user", "content": f"/echo {MARK}"}]
+    asked = {"model": engine.FakeEngine.model, "messages": said}
     service = serve(log_texts=True)
     service.post({"user_input": f"/echo {MARK}"})
     service.http.post("/chat/stream", json={"user_input": f"/echo {MARK}"})
-    for line in log.getvalue().splitlines()[2:]:
+    service.http.post("/v1/chat/completions", json=asked)
+    wait_until(lambda: log.getvalue().count('"question"') == 3)
+    for line in log.getvalue().splitlines()[-3:]:
         assert (json.loads(line)["question"], json.loads(line)["reply"]) == (f"/echo {MARK}", MARK)
 
 
@@ -595,13 +612,27 @@ def test_sigterm_lets_replies_finish_refuses_new_ones_and_exits_0() -> None:
             pass
 
 
+def test_who_still_waits_when_the_service_ends_is_told_so(serve: Callable[..., Service]) -> None:
+    service = serve(max_replies=1)
+    service.speak()
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(service.post, {"user_input": "/echo hi"})
+        wait_until(lambda: backend.app.state.line.waiting)
+        backend.app.state.ending = True
+        for asking in list(backend.app.state.askings):
+            asking.end()
+        for told in (waiting.result(), service.post({"user_input": "/echo hi"})):
+            assert (told.status_code, told.json()["code"]) == (503, "ending")
+            assert int(told.headers["retry-after"]) > 0
+
+
 def test_sigterm_ends_what_does_not_finish_in_time() -> None:
     with run_backend(CHATBOT_ENDING_TIMEOUT_S="0.3") as (process, url):
         with httpx.stream("POST", f"{url}/chat/stream", json=ENDLESS, timeout=DEADLINE_S) as told:
             lines = told.iter_lines()
             assert next(lines) == "event: token"
             process.send_signal(signal.SIGTERM)
-            assert any('"reason": "cancelled"' in line for line in lines)
+            assert any('"code": "ending"' in line for line in lines)
         assert process.wait(DEADLINE_S) == 0
 
 
