@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -198,12 +198,14 @@ def test_text_comes_back_as_it_was(serve: Callable[..., Service], text: str) -> 
 
 
 @contextmanager
-def run_backend(**environment: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Run the backend as the README says, on a free port; yield the process and its address."""
+def run_backend(
+    command: Sequence[str] = (), **environment: str
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Run the backend, as the README says or by `command`, on a free port; yield it and its URL."""
     port = launch.find_free_port()
-    command = [str(Path(sys.executable).parent / "uvicorn"), "chatbot_arch.backend:app"]
+    uvicorn = [str(Path(sys.executable).parent / "uvicorn"), "chatbot_arch.backend:app"]
     process = subprocess.Popen(
-        [*command, "--port", str(port)],
+        [*(command or uvicorn), "--port", str(port)],
         env=os.environ | FAKE | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -239,7 +241,7 @@ def test_body_that_is_too_large_is_refused_early_and_not_kept() -> None:
                 told = httpx.post(f"{url}/chat", content=endlessly(), headers=JSON, timeout=30)
                 assert told.status_code == 413
                 assert told.json()["code"] == "content_too_large"
-            except httpx.WriteError:
+            except (httpx.WriteError, httpx.ReadError):
                 pass
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as announcing:
@@ -298,22 +300,38 @@ def test_clients_that_leave_leave_no_backlog(serve: Callable[..., Service]) -> N
     wait_until(lambda: service.metric("requests_total", route="/chat") == before + 9)
 
 
+class LavishEngine(engine.FakeEngine):
+    """Answer "much" with 20 MB, at once."""
+
+    def stream(self, conversation: list, options: engine.Options, stop: threading.Event):
+        if conversation[-1]["content"] != "much":
+            return (yield from super().stream(conversation, options, stop))
+        for number in range(5_000):
+            if stop.is_set():
+                return engine.Finish("cancelled", 1, number)
+            yield "much" * 1_000
+        return engine.Finish("stop", 1, 5_000)
+
+
+def fill(reader: socket.socket, url: str) -> None:
+    """Ask for more than any buffer holds, and read only its beginning: what is sent gets stuck."""
+    body = json.dumps({"user_input": "much"})
+    host, port = url.removeprefix("http://").split(":")
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    reader.settimeout(DEADLINE_S)
+    reader.connect((host, int(port)))
+    head = f"POST /chat/stream HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    reader.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    assert reader.recv(100)
+
+
 def test_reader_that_reads_no_more_loses_its_place(
     serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "READING_GRACE_S", 0)
-    service = serve(
-        engine.FakeEngine(token_s=0, reply_timeout_s=0.5), max_replies=1, reply_timeout_s=0.5
-    )
-    body = json.dumps({"user_input": "/echo " + "a_long_word " * 8000})
-    host, port = service.url.removeprefix("http://").split(":")
+    service = serve(LavishEngine(token_s=0), max_replies=1, reply_timeout_s=0.5)
     with socket.socket() as reader:
-        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        reader.settimeout(DEADLINE_S)
-        reader.connect((host, int(port)))
-        head = f"POST /chat/stream HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        reader.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-        assert reader.recv(100)
+        fill(reader, service.url)
         assert service.post({"user_input": "/echo hi"}).json() == "hi"
 
 
@@ -636,12 +654,22 @@ def test_sigterm_ends_what_does_not_finish_in_time() -> None:
         assert process.wait(DEADLINE_S) == 0
 
 
+LAVISH = (
+    "import os, sys, uvicorn; sys.path.insert(0, sys.argv.pop(1)); kept = dict(os.environ);"
+    "import test_service as here, chatbot_arch.engines as engines;"
+    "os.environ.update(kept);"  # which the tests' own set-up has emptied
+    "engines.load_engine = lambda choice, report: here.LavishEngine(token_s=0);"
+    "uvicorn.run('chatbot_arch.backend:app', port=int(sys.argv[-1]))"
+)
+
+
 def test_sigterm_does_not_wait_for_who_does_not_read() -> None:
+    command = [sys.executable, "-c", LAVISH, str(Path(__file__).parent)]
     with (
-        run_backend(CHATBOT_ENDING_TIMEOUT_S="0.3") as (process, url),
-        httpx.stream("POST", f"{url}/chat/stream", json=ENDLESS, timeout=DEADLINE_S) as told,
+        run_backend(command, CHATBOT_ENDING_TIMEOUT_S="0.3") as (process, url),
+        socket.socket() as reader,
     ):
-        assert told.status_code == 200
+        fill(reader, url)
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 0
 
