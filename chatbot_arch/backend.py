@@ -6,12 +6,12 @@
 __all__ = ['PastTexts', 'READING_S', 'OPEN_PATHS', 'NO_KEY', 'NO_HOST', 'THREADS_PER_REPLY', 'SPARE_THREADS', 'app', 'REFUSALS',
            'ChatOptions', 'ConversationHistory', 'give_up', 'load_in_background', 'end_gracefully', 'is_host_allowed',
            'is_key_valid', 'Doors', 'lifespan', 'Health', 'Ready', 'health_check', 'readiness', 'read_metrics',
-           'say_all', 'llm_response', 'as_event', 'event_of', 'stream_events', 'stream_llm_response']
+           'llm_response', 'event_of', 'stream_events', 'stream_llm_response']
 
 # %% ../nbs/04_backend.ipynb #imports
 import asyncio
+import gc
 import hmac
-import json
 import os
 import signal
 import sys
@@ -22,17 +22,16 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 from urllib.parse import urlsplit
 
 import anyio.to_thread
 from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
@@ -101,7 +100,9 @@ def load_in_background(
 
     def load() -> None:
         try:
-            loading.set_result(engines.load_engine(choice, report))
+            loaded = engines.load_engine(choice, report)
+            gc.freeze()  # or each full collection walks through all of it, and every reply waits
+            loading.set_result(loaded)
         except settings.ChatbotError as error:
             give_up(error)
         except Exception:
@@ -228,6 +229,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     if state.loading.done():
         state.loading.result().close()
+    gc.unfreeze()
 
 
 app = FastAPIOffline(  # FastAPI, with a page of documentation that asks no other host
@@ -285,13 +287,6 @@ async def read_metrics() -> Response:
 REFUSALS = problems.declare(400, 401, 413, 422, 429, 500, 503)
 
 
-def say_all(asking: admission.Asking) -> str:
-    """Return the whole reply."""
-    said: list[str] = []
-    engine.speak(asking.pieces(), said.append)
-    return "".join(said)
-
-
 @app.post("/chat", responses=REFUSALS)
 async def llm_response(
     conversation_history: ConversationHistory, response: Response, asking: admission.AskingNow
@@ -299,51 +294,46 @@ async def llm_response(
     """Answer the question with one JSON string; 422 if it can never fit the model."""
     messages = conversation_history.messages(asking.choice.system_prompt)
     await asking.join(messages, conversation_history.options)
-    await asking.wait_silently()
-    reply = await run_in_threadpool(say_all, asking)
+    reply, _ = await asking.reply()
     response.headers["X-Turns-Left-Out"] = str(asking.turns_left_out)
     return reply
 
 # %% ../nbs/04_backend.ipynb #stream-llm-response
-def as_event(name: str, data: dict[str, Any]) -> bytes:
-    """Return a server-sent event."""
-    return format_sse_event(event=name, data_str=json.dumps(data))
-
-
 def event_of(told: admission.Told | None, asking: admission.Asking) -> bytes:
     """Return the event that tells a piece of a reply or its end, or a comment for silence."""
     if told is None:
         return KEEPALIVE_COMMENT
     if isinstance(told, str):
-        return as_event("token", {"text": told})
+        return admission.as_event({"text": told}, "token")
     if isinstance(told, engine.Finish):
         made_by = {"model": asking.engine.model, "engine": asking.engine.name}
         facts = asdict(told) | {"turns_left_out": asking.turns_left_out}
-        return as_event("done", facts | made_by)
-    return as_event("error", problems.as_problem(asking.fault(told), asking.record.request_id))
+        return admission.as_event(facts | made_by, "done")
+    problem = problems.as_problem(asking.fault(told), asking.record.request_id)
+    return admission.as_event(problem, "error")
 
 
 async def stream_events(asking: admission.Asking) -> AsyncIterator[bytes]:
     """Yield the events of a request that has joined the line."""
     try:
         async for ahead in asking.wait():
-            yield as_event("waiting", {"ahead": ahead})
+            yield admission.as_event({"ahead": ahead}, "waiting")
     except settings.ChatbotError as error:
         yield event_of(error, asking)
         return
-    async for told in asking.tell(asking.pieces()):
+    async for told in asking.listen():
         yield event_of(told, asking)
 
 
-@app.post(  # not EventSourceResponse here, by which FastAPI would take the route for a generator
+@app.post(  # not EventSourceResponse, by which FastAPI would take the route for a generator
     "/chat/stream",
     response_class=StreamingResponse,
     responses={200: {"content": {"text/event-stream": {}}}} | REFUSALS,
 )
 async def stream_llm_response(
     conversation_history: ConversationHistory, asking: admission.AskingNow
-) -> EventSourceResponse:
+) -> admission.ReplyEvents:
     """Answer with events: `waiting`, `token`, then `done` or `error`."""
     messages = conversation_history.messages(asking.choice.system_prompt)
     await asking.join(messages, conversation_history.options)
-    return EventSourceResponse(stream_events(asking))
+    return admission.ReplyEvents(asking, stream_events(asking))

@@ -5,22 +5,21 @@
 # %% auto #0
 __all__ = ['Stop', 'Tokens', 'EXAMPLE', 'REASONS', 'router', 'TextPart', 'ChatMessage', 'to_messages', 'StreamOptions',
            'ChatCompletionRequest', 'held_back', 'until_stop', 'ReplyMessage', 'Choice', 'Usage', 'ChatCompletion',
-           'usage_of', 'reason_of', 'Model', 'ModelList', 'retrieve_model', 'list_models', 'complete',
-           'create_chat_completion', 'chunk', 'as_event', 'stream_chunks']
+           'usage_of', 'reason_of', 'Model', 'ModelList', 'retrieve_model', 'list_models', 'create_chat_completion',
+           'chunk', 'stream_chunks']
 
 # %% ../nbs/04d_openai_api.ipynb #imports
 import itertools
-import json
 import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
-from starlette.concurrency import run_in_threadpool
 
 import chatbot_arch.admission as admission
 import chatbot_arch.engine as engine
@@ -119,7 +118,7 @@ class ChatCompletionRequest(BaseModel):
             raise ValueError("hold a system prompt that is not the first")
         if [role for role in roles if role != "system"][:1] != ["user"]:
             raise ValueError("must begin with a user's, after the system prompt if any")
-        if roles[-1] != "user" or not messages[-1].text().strip():
+        if roles[-1] != "user" or problems.is_blank(messages[-1].text()):
             raise ValueError("must end with a user's question, and not a blank one")
         return messages
 
@@ -249,13 +248,6 @@ async def list_models(loaded: admission.LoadedEngine) -> ModelList:
     return ModelList(data=[Model(id=loaded.model, owned_by=loaded.name)])
 
 
-def complete(asking: admission.Asking, stops: list[str]) -> tuple[str, engine.Finish]:
-    """Return a whole reply and how it ended."""
-    said: list[str] = []
-    finish = engine.speak(until_stop(asking.pieces(), stops, asking.stop), said.append)
-    return "".join(said), finish
-
-
 @router.post(
     "/chat/completions",
     response_model=ChatCompletion,
@@ -268,16 +260,17 @@ async def create_chat_completion(
     """Answer the last question of a chat, in one piece or, with `stream`, in chunks."""
     if asked.model != asking.engine.model:
         raise problems.NoModelError(f"The model here is {asking.engine.model}; ask for that one.")
-    await asking.join(to_messages(asked.messages), asked.options())
-    await asking.wait_silently()
+    shape = partial(until_stop, stops=asked.stops(), stop=asking.stop)
+    await asking.join(to_messages(asked.messages), asked.options(), shape)
     about = {
         "id": f"chatcmpl-{asking.record.request_id}",
         "created": int(time.time()),
         "model": asking.engine.model,
     }
     if asked.stream:
-        return EventSourceResponse(stream_chunks(asked, asking, about))
-    text, finish = await run_in_threadpool(complete, asking, asked.stops())
+        await asking.wait_silently()  # while a refusal still has a status
+        return admission.ReplyEvents(asking, stream_chunks(asked, asking, about))
+    text, finish = await asking.reply()
     choice = Choice(message=ReplyMessage(content=text), finish_reason=reason_of(finish))
     return ChatCompletion(choices=[choice], usage=usage_of(finish), **about)
 
@@ -285,12 +278,7 @@ async def create_chat_completion(
 def chunk(about: dict[str, Any], delta: dict[str, str], reason: str | None = None) -> bytes:
     """Return one event of a stream."""
     choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-    return as_event(about | {"object": "chat.completion.chunk", "choices": [choice]})
-
-
-def as_event(data: dict[str, Any]) -> bytes:
-    """Return a server-sent event."""
-    return format_sse_event(data_str=json.dumps(data, ensure_ascii=False))
+    return admission.as_event(about | {"object": "chat.completion.chunk", "choices": [choice]})
 
 
 async def stream_chunks(
@@ -298,8 +286,7 @@ async def stream_chunks(
 ) -> AsyncIterator[bytes]:
     """Yield the events of a streamed reply."""
     yield chunk(about, {"role": "assistant", "content": ""})
-    pieces = until_stop(asking.pieces(), asked.stops(), asking.stop)
-    async for told in asking.tell(pieces):
+    async for told in asking.listen():
         if told is None:
             yield KEEPALIVE_COMMENT
         elif isinstance(told, str):
@@ -308,8 +295,8 @@ async def stream_chunks(
             yield chunk(about, {}, reason_of(told))
             if asked.stream_options and asked.stream_options.include_usage:
                 usage = {"choices": [], "usage": usage_of(told).model_dump()}
-                yield as_event(about | {"object": "chat.completion.chunk"} | usage)
+                yield admission.as_event(about | {"object": "chat.completion.chunk"} | usage)
             yield format_sse_event(data_str="[DONE]")
         else:
             told_as = problems.as_openai_error(asking.fault(told), asking.record.request_id)
-            yield as_event(told_as)
+            yield admission.as_event(told_as)

@@ -126,6 +126,8 @@ def serve(monkeypatch: pytest.MonkeyPatch, log: io.StringIO) -> Iterator[Callabl
         ({}, "user_input is missing"),
         ({"user_input": 7}, "user_input "),
         ({"user_input": None}, "user_input "),
+        ({"user_input": ""}, "user_input is blank"),
+        ({"user_input": " \n\u2003\x1c\x85\ufeff"}, "user_input is blank"),
         ({"user_input": ["s3cret"]}, "user_input "),
         ({"user_input": "hi", "s3cret": 1}, "body holds a field that is not known"),
         ({"user_input": "hi", "options": {"s3cret": 1}}, "options holds a field"),
@@ -325,20 +327,28 @@ def fill(reader: socket.socket, url: str) -> None:
     assert reader.recv(100)
 
 
-def test_reader_that_reads_no_more_loses_its_place(
-    serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+def test_reader_that_reads_no_more_loses_its_place_and_its_request_ends(
+    serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, log: io.StringIO
 ) -> None:
     monkeypatch.setattr(admission, "READING_GRACE_S", 0)
     service = serve(LavishEngine(token_s=0), max_replies=1, reply_timeout_s=0.5)
     with socket.socket() as reader:
         fill(reader, service.url)
         assert service.post({"user_input": "/echo hi"}).json() == "hi"
+        wait_until(lambda: not backend.app.state.askings)  # though the reader is still there
+        wait_until(lambda: '"code": "reader_stalled"' in log.getvalue())
 
 
 class FailingEngine(engine.FakeEngine):
     """Fail in a way that nobody foresaw, after some words."""
 
     after = 0
+    fits = True
+
+    def fit(self, *asked: object):
+        if self.fits:
+            return super().fit(*asked)
+        raise RuntimeError(MARK)
 
     def stream(self, *asked: object):
         for _ in range(self.after):
@@ -363,6 +373,10 @@ def test_surprise_is_a_problem_with_an_id_and_a_traceback_in_the_log(
     assert streamed.count("event: token") == 2
     assert '"code": "internal"' in streamed.split("event: error\ndata: ")[1]
     assert MARK not in streamed
+    failing.fits = False
+    told = service.http.post("/chat/stream", json={"user_input": "hi"})
+    assert (told.status_code, told.json()["code"]) == (500, "internal")
+    assert log.getvalue().count(f"RuntimeError: {MARK}") == 3
 
 
 def test_reply_without_an_end_ends_at_its_limit(serve: Callable[..., Service]) -> None:
