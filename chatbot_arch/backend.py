@@ -18,14 +18,13 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from types import FrameType
 from typing import Annotated, NoReturn
 from urllib.parse import urlsplit
 
-import anyio.to_thread
 from fastapi import FastAPI, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT
@@ -222,8 +221,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.choice, state.stage = choice, "starting"
     state.line = admission.Line(choice.max_replies, choice.max_waiting)
     state.askings, state.ending = set(), False
-    threads = anyio.to_thread.current_default_thread_limiter()
-    threads.total_tokens = THREADS_PER_REPLY * choice.max_replies + SPARE_THREADS
+    threads = THREADS_PER_REPLY * choice.max_replies + SPARE_THREADS
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "reply"))
     state.loading = load_in_background(choice, lambda stage: setattr(state, "stage", stage))
     end_gracefully(app)
     yield
