@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PastTexts', 'READING_S', 'OPEN_PATHS', 'NO_KEY', 'NO_HOST', 'THREADS_PER_REPLY', 'SPARE_THREADS', 'app', 'REFUSALS',
-           'ChatOptions', 'ConversationHistory', 'give_up', 'load_in_background', 'end_gracefully', 'is_host_allowed',
-           'is_key_valid', 'Doors', 'lifespan', 'Health', 'Ready', 'health_check', 'readiness', 'read_metrics',
-           'llm_response', 'event_of', 'stream_events', 'stream_llm_response']
+           'ChatOptions', 'ConversationHistory', 'give_up', 'load_in_background', 'close_engine', 'end_gracefully',
+           'is_host_allowed', 'is_key_valid', 'Doors', 'lifespan', 'Health', 'Ready', 'health_check', 'readiness',
+           'read_metrics', 'llm_response', 'event_of', 'stream_events', 'stream_llm_response']
 
 # %% ../nbs/04_backend.ipynb #imports
 import asyncio
@@ -115,6 +115,12 @@ def load_in_background(
 READING_S = 2  # for clients to read what their replies ended with
 
 
+def close_engine(app: FastAPI) -> None:
+    """Free what the engine holds, if there is one."""
+    if app.state.loading.done():
+        app.state.loading.result().close()
+
+
 def end_gracefully(app: FastAPI) -> None:
     """Make SIGTERM refuse new requests and end the replies under way after a while."""
     if threading.current_thread() is not threading.main_thread():
@@ -125,6 +131,10 @@ def end_gracefully(app: FastAPI) -> None:
         for asking in list(app.state.askings):
             asking.end()
 
+    def insist() -> None:  # though someone does not read; uvicorn then skips the lifespan's end
+        close_engine(app)
+        before(signal.SIGINT, None)
+
     def end(number: int, frame: FrameType | None) -> None:
         if not callable(before):
             raise SystemExit
@@ -132,8 +142,7 @@ def end_gracefully(app: FastAPI) -> None:
             app.state.ending = True
             wait_s = app.state.choice.ending_timeout_s
             loop.call_soon_threadsafe(loop.call_later, wait_s, end_replies)
-            insist = (wait_s + READING_S, before, signal.SIGINT, None)  # for those who do not read
-            loop.call_soon_threadsafe(loop.call_later, *insist)
+            loop.call_soon_threadsafe(loop.call_later, wait_s + READING_S, insist)
         before(signal.SIGINT, frame)  # the same to uvicorn, which then exits with status 0
 
     signal.signal(signal.SIGTERM, end)
@@ -226,8 +235,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.loading = load_in_background(choice, lambda stage: setattr(state, "stage", stage))
     end_gracefully(app)
     yield
-    if state.loading.done():
-        state.loading.result().close()
+    close_engine(app)
     gc.unfreeze()
 
 

@@ -674,14 +674,11 @@ def write_results(
 def bench(rounds: int, label: str, folder: Path) -> None:
     """Run the whole benchmark, print its tables and write its results into `folder`.
 
-    Raises `BenchError` if a contestant fails or the results cannot be written.
+    Raises `BenchError` if a contestant fails, `CompareError` if there is no place to write to.
     """
     if rounds < 1:
         raise BenchError("--rounds must be at least 1.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BenchError(f"{folder} is no place to write results to: {error}.") from error
+    compare.make_folder(folder)
     cache_dir = settings.read_settings().cache_dir
     with ExitStack() as stack:
         model.embedded_model(cache_dir)  # fetched and converted here, where its progress shows

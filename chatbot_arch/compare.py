@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'QUESTIONS', 'MEASURES', 'PACKAGES', 'COLORS', 'PAGE', 'REPLY_TOKENS', 'CompareError', 'Visit',
            'start', 'visit', 'run', 'values_of', 'spread', 'summarize', 'compare_replies', 'describe_machine',
-           'describe_versions', 'draw', 'Results', 'write_results', 'to_html', 'main', 'compare']
+           'describe_versions', 'draw', 'Results', 'make_folder', 'write_results', 'to_html', 'main', 'compare']
 
 # %% ../nbs/09_compare.ipynb #imports
 import argparse
@@ -231,9 +231,21 @@ class Results:
     visits: list[Visit]
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for results; raise `CompareError` if none can be there.
+
+    Before the measuring: minutes of it should not end with nowhere to write.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise CompareError(f"{folder} is no place to write results to: {error}.") from error
+
+
 def write_results(results: Results, folder: Path) -> list[Path]:
     """Write `compare.json`, `compare.png` and `compare.html` into `folder`; return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"compare.{suffix}" for suffix in ("json", "png", "html")]
     content = {**asdict(results), "same_replies": compare_replies(results.visits)}
     content["table"] = summarize(results.visits).reset_index().to_dict("records")
@@ -294,6 +306,7 @@ def compare(rounds: int, folder: Path) -> None:
     """Run a whole comparison, print its table and write its results into `folder`."""
     if rounds < 1:
         raise CompareError("--rounds must be at least 1.")
+    make_folder(folder)
     choice = settings.read_settings()
     model.prepare(choice)
     visits = run(rounds, {"CHATBOT_MAX_NEW_TOKENS": str(REPLY_TOKENS)})

@@ -386,6 +386,7 @@ def bench(rounds: int, folder: Path) -> None:
     """Measure the layer and the crowd, print both, and write `backend.json` into `folder`."""
     if rounds < 1:
         raise LoadError("--rounds must be at least 1.")
+    compare.make_folder(folder)
     layer = measure_layer(rounds)
     table = tabulate_layer(layer)
     print(f"\n{table.to_markdown(index=False)}\n", flush=True)
@@ -402,12 +403,8 @@ def bench(rounds: int, folder: Path) -> None:
         "rounds": [asdict(each) for each in layer],
         "crowd": crowd,
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "backend.json"
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise LoadError(f"{folder} is no place to write results to: {error}.") from error
+    path = folder / "backend.json"
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print("\nWritten:", path)
 
 

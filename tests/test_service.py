@@ -314,6 +314,9 @@ class LavishEngine(engine.FakeEngine):
             yield "much" * 1_000
         return engine.Finish("stop", 1, 5_000)
 
+    def close(self) -> None:
+        print("engine closed", flush=True)
+
 
 def fill(reader: socket.socket, url: str) -> None:
     """Ask for more than any buffer holds, and read only its beginning: what is sent gets stuck."""
@@ -686,6 +689,7 @@ def test_sigterm_does_not_wait_for_who_does_not_read() -> None:
         fill(reader, url)
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 0
+        assert process.stdout.read().count(b"engine closed") == 1
 
 
 def test_busy_port_is_a_sentence_and_a_status() -> None:
