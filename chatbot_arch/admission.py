@@ -177,9 +177,21 @@ class Asking:
         self._place = self._line.join()
         self._conversation, self._options, self._shape = conversation, options, shape
         self._is_first = self._place.given.is_set()
-        self._teller.start(self._begin())
+        self._start(self._begin())
         if error := await self._teller.next():
             raise error
+
+    def _start(self, steps: Generator[Told | None, None, None]) -> None:
+        """Let the thread take steps; what nobody foresaw goes to the log and ends the reply."""
+
+        def take() -> Generator[Told | None, None, None]:
+            try:
+                yield from steps
+            except Exception:
+                telemetry.LOG.exception("failed", extra={"request_id": self.record.request_id})
+                yield problems.SurpriseError()
+
+        self._teller.start(take())
 
     def _begin(self) -> Generator[Told | None, None, None]:
         """Cut the conversation to what fits, yield why not, and go on if nobody stands before."""
@@ -187,9 +199,6 @@ class Asking:
             fitting = self.engine.fit(self._conversation, self._options)
         except settings.ChatbotError as error:
             yield error
-            return
-        except Exception:
-            yield self._surprise()
             return
         self._conversation, self.turns_left_out = fitting
         yield None
@@ -221,7 +230,7 @@ class Asking:
         limit_s = self.choice.reply_timeout_s + READING_GRACE_S
         self._deadline = loop.call_later(limit_s, self.close)
         if not self._is_first:
-            self._teller.start(self._speak())
+            self._start(self._speak())
 
     def listen(self) -> AsyncIterator[Told | None]:
         """Yield the reply as it is made, how it ended, and nothing after each `SILENCE_S`."""
@@ -245,8 +254,8 @@ class Asking:
     def pieces(self) -> Pieces:
         """Yield the reply in pieces and return its `Finish`; note what it took.
 
-        Raises the engine's errors, `SurpriseError` for what is none of them, and `EndingError`
-        where the service's end cut it, so that nobody takes the part for the whole.
+        Raises the engine's errors, and `EndingError` where the service's end cut the reply, so that
+        nobody takes the part for the whole.
         """
         said: list[str] = []
         made = self.engine.stream(self._conversation, self._options, self.stop)
@@ -262,18 +271,9 @@ class Asking:
             if self.ending and end.value.reason == "cancelled":
                 raise problems.EndingError from None
             return end.value
-        except settings.ChatbotError:
-            raise
-        except Exception as error:
-            raise self._surprise() from error
         finally:
             if self.choice.log_texts:
                 self.record.note(question=self._conversation[-1]["content"], reply="".join(said))
-
-    def _surprise(self) -> problems.SurpriseError:
-        """Write what nobody foresaw to the log; return what to tell of it."""
-        telemetry.LOG.exception("failed", extra={"request_id": self.record.request_id})
-        return problems.SurpriseError()
 
     def count(self, finish: engine.Finish) -> None:
         """Note how a reply ended and what it took."""
