@@ -277,6 +277,34 @@ def test_full_line_refuses_at_once_and_serves_all_it_took(serve: Callable[..., S
         assert len(served) == 4
 
 
+class CountingEngine(engine.FakeEngine):
+    """Note how many replies were made at once, at most."""
+
+    now = most = 0
+
+    def stream(self, *asked: object):
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            return (yield from super().stream(*asked))
+        finally:
+            self.now -= 1
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/stream"])
+def test_no_more_replies_are_made_at_once_than_there_are_places(
+    serve: Callable[..., Service], path: str
+) -> None:
+    counting = CountingEngine(token_s=0.1)
+    service = serve(counting, max_replies=2, max_waiting=4)
+    bodies = [{"user_input": f"/echo {n} one two"} for n in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        told = list(pool.map(lambda body: service.http.post(path, json=body), bodies))
+    assert [each.status_code for each in told] == [200] * 6
+    assert all(f"{n}" in each.text and each.text.count("two") == 1 for n, each in enumerate(told))
+    assert (counting.most, counting.now) == (2, 0)
+
+
 def test_who_waits_too_long_is_told_to_come_back(serve: Callable[..., Service]) -> None:
     service = serve(max_replies=1, waiting_timeout_s=0.5)
     refused = service.metric("refusals_total", code="engine_busy")
