@@ -411,7 +411,7 @@ def bench(rounds: int, folder: Path) -> None:
 def main() -> None:
     """Measure the backend under load: the command `chatbot-bench-backend`."""
     parser = argparse.ArgumentParser(description="Measure the backend under load.")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of each way (default: 7)")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of each way (default: 15)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder to write to")
     options = parser.parse_args()
     settings.run_command(lambda: bench(options.rounds, options.results))
