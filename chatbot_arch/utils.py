@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['NO_DATABASE', 'COOKIE', 'COOKIE_S', 'ADDRESS', 'LATEST_TURNS', 'UNKNOWN', 'NOT_SAVED', 'POLL_S', 'LOOK_AGAIN_S',
-           'WAITING', 'LIVES_S', 'STOPPED', 'BROKEN_OFF', 'ENDINGS', 'ENDED_BY', 'LISTED', 'MAX_FILE_MB', 'Describe',
-           'MAX_QUESTION_CHARS', 'LEFT_OUT', 'remember_failure', 'report_errors', 'get_store', 'warn_once',
-           'get_browser', 'set_cookie', 'enter', 'follow_address', 'open_conversation', 'recall', 'default_options',
-           'chosen_options', 'choose_options', 'leave_conversation', 'clear_conversation', 'is_kept', 'ask', 'collect',
-           'draw_writing', 'lives_elsewhere', 'draw_elsewhere', 'rate', 'draw_turn', 'edit_turn', 'draw_newest',
-           'display_conversation', 'latest', 'download_conversation', 'open_listed', 'list_conversations',
-           'change_conversation', 'save_and_open', 'show_facts', 'draw_sidebar', 'show_model', 'ask_box', 'draw_talk',
-           'keep_lists', 'chat_page']
+           'WAITING', 'LIVES_S', 'STOPPED', 'BROKEN_OFF', 'ENDINGS', 'ENDED_BY', 'NEWEST_FIRST', 'LISTED',
+           'MAX_FILE_MB', 'Describe', 'MAX_QUESTION_CHARS', 'LEFT_OUT', 'remember_failure', 'report_errors',
+           'get_store', 'warn_once', 'get_browser', 'set_cookie', 'enter', 'follow_address', 'open_conversation',
+           'recall', 'default_options', 'chosen_options', 'choose_options', 'leave_conversation', 'clear_conversation',
+           'is_kept', 'ask', 'collect', 'draw_writing', 'lives_elsewhere', 'draw_elsewhere', 'rate', 'draw_turn',
+           'edit_turn', 'draw_newest', 'display_conversation', 'draw_group', 'latest', 'download_conversation',
+           'open_listed', 'list_conversations', 'change_conversation', 'save_and_open', 'show_facts', 'draw_sidebar',
+           'follow_model', 'show_model', 'ask_box', 'draw_talk', 'keep_lists', 'chat_page']
 
 # %% ../nbs/01_utils.ipynb #imports
 import re
@@ -44,7 +44,7 @@ def report_errors(question: str = "") -> Iterator[None]:
         if question:
             remember_failure(str(error), question)
             st.rerun()
-        st.error(bubbles.defuse_images(str(error)), icon="⚠️")
+        st.error(bubbles.as_written(str(error)), icon="⚠️")
 
 # %% ../nbs/01_utils.ipynb #get-store
 NO_DATABASE = "{error} Then restart this server: until then it keeps conversations in memory only."
@@ -240,10 +240,10 @@ def draw_writing(writing: replies.Writing) -> None:
     if view.text:
         bubbles.display_message(view.text, is_user=False, key=turn.id)
     if view.unsaved:
-        st.warning(bubbles.defuse_images(view.unsaved))
+        st.warning(bubbles.as_written(view.unsaved))
     left, right = st.columns([3, 1], vertical_alignment="center")
     waits_for = view.status or ("Writing ..." if view.text else WAITING)
-    left.caption(bubbles.defuse_images(waits_for))
+    left.caption(bubbles.as_written(waits_for))
     right.button("⏹ Stop", on_click=writing.stop.set, key=f"{turn.id}-stop", width="stretch")
 
 # %% ../nbs/01_utils.ipynb #draw-elsewhere
@@ -308,24 +308,16 @@ def edit_turn(respond: replies.Respond, turn: store.Turn) -> None:
 
 
 def draw_newest(
-    respond: replies.Respond,
-    turn: store.Turn | None,
-    writing: replies.Writing | None,
-    is_news: Callable[[], bool],
+    respond: replies.Respond, turn: store.Turn, writing: replies.Writing | None
 ) -> None:
-    """Draw the newest turn, under way or ended, and what can be done with it.
-
-    If there `is_news` for the rest of the page, run all of it.
-    """
-    if is_news():
-        st.rerun()
+    """Draw the newest turn, under way or ended, and what can be done with it."""
     if writing:
         draw_writing(writing)
     elif lives_elsewhere(turn):
         draw_elsewhere(turn)
-    elif turn and st.session_state.editing == turn.id:
+    elif st.session_state.editing == turn.id:
         edit_turn(respond, turn)
-    elif turn:
+    else:
         draw_turn(turn)
         left, right = st.columns(2)
         again = "The same question once more, in place of this reply."
@@ -337,15 +329,45 @@ def draw_newest(
             st.rerun()
 
 # %% ../nbs/01_utils.ipynb #display-conversation
-def display_conversation(turns: list[store.Turn]) -> None:
-    """Draw the latest of the turns that have ended, newest first, and a button for earlier ones."""
-    hidden = max(0, len(turns) - st.session_state.turns_shown)
-    for turn in reversed(turns[hidden:]):
-        draw_turn(turn)
+NEWEST_FIRST = """<style>
+.st-key-turns, [class*="st-key-turns-"] {
+  flex-direction: column-reverse; reading-flow: flex-visual;
+}
+</style>"""
+
+
+def display_conversation(turns: list[store.Turn], draw_last: Callable[[], None]) -> None:
+    """Draw the latest turns, newest on top, the last by `draw_last`; a button for earlier ones."""
+    hidden = max(0, len(turns) - 1 - st.session_state.turns_shown)
+    st.html(NEWEST_FIRST)
+    with st.container(key="turns"):
+        for start in range(0, len(turns), LATEST_TURNS):
+            draw_group(turns, start, hidden, draw_last)
     more = f"Show {min(hidden, LATEST_TURNS)} earlier turns"
     if hidden and st.button(more, width="stretch", key="earlier"):
         st.session_state.turns_shown += LATEST_TURNS
         st.rerun()
+
+
+def draw_group(
+    turns: list[store.Turn], start: int, hidden: int, draw_last: Callable[[], None]
+) -> None:
+    """Draw up to ten turns from `start`, each in its place; nothing for the first `hidden`."""
+    group = range(start, min(start + LATEST_TURNS, len(turns)))
+    if group[-1] < hidden:
+        st.empty()
+        return
+    with st.container(key=f"turns-{start}"):
+        for position in group:
+            if position < hidden:
+                st.empty()
+                continue
+            with st.container(key=f"turn-{turns[position].id}"):
+                if position == len(turns) - 1:
+                    draw_last()
+                else:
+                    with st.container():  # as deep as in a fragment
+                        draw_turn(turns[position])
 
 # %% ../nbs/01_utils.ipynb #download-conversation
 def latest(kept: store.Store, conversation: store.Conversation) -> store.Conversation:
@@ -474,11 +496,21 @@ def draw_sidebar(conversation: store.Conversation) -> None:
 Describe = Callable[[], tuple[str, bool]]
 
 
-def show_model(sentence: str) -> None:
-    """Draw which model answers, or what it waits for."""
+def follow_model(describe: Describe, was_known: bool) -> None:
+    """Draw which model answers, or what it waits for; when it is there, run the page."""
+    sentence, is_known = describe()
+    if is_known and not was_known:
+        st.rerun()
+    st.caption(bubbles.as_written(sentence))
+
+
+def show_model(describe: Describe) -> None:
+    """Draw which model answers, and look again every second while none can."""
+    _, is_known = describe()
     with st.sidebar:
         st.subheader("Model")
-        st.caption(bubbles.defuse_images(sentence))
+        look_again_s = None if is_known else LOOK_AGAIN_S
+        st.fragment(follow_model, run_every=look_again_s)(describe, is_known)
 
 # %% ../nbs/01_utils.ipynb #ask-box
 MAX_QUESTION_CHARS = 10_000
@@ -496,7 +528,7 @@ def ask_box() -> str:
     if user_input and user_input.strip():
         return store.storable(user_input)
     if sentence := st.session_state.get("failure"):
-        place.error(bubbles.defuse_images(sentence), icon="⚠️")
+        place.error(bubbles.as_written(sentence), icon="⚠️")
     return ""
 
 # %% ../nbs/01_utils.ipynb #chat-page
@@ -508,8 +540,8 @@ LEFT_OUT = (
 
 def draw_talk(respond: replies.Respond, describe: Describe) -> None:
     """Draw the page below its title."""
-    model, is_known = describe()
-    set_cookie()
+    with st.container():
+        set_cookie()
     follow_address()
     writing = replies.find(st.session_state.conversation_id)
     ended = writing is not None and writing.look().done  # asked before the store is read
@@ -529,18 +561,19 @@ def draw_talk(respond: replies.Respond, describe: Describe) -> None:
     if question := ask_box():
         ask(respond, question)
         writing = replies.find(conversation.id)
-    if turns and (left_out := turns[-1].facts.get("turns_left_out")) and not writing:
-        st.caption(LEFT_OUT.format(turns=left_out))
-    earlier = [turn for turn in turns if not writing or turn.position < writing.turn.position]
-    newest = earlier.pop() if earlier and not writing else None
-    keep_lists([*earlier, newest] if newest else earlier)
-    elsewhere = lives_elsewhere(newest)
-    poll_s = POLL_S if writing else None if is_known and not elsewhere else LOOK_AGAIN_S
-    is_news = lambda: not is_known and describe()[1]  # noqa: E731
-    st.fragment(draw_newest, run_every=poll_s)(respond, newest, writing, is_news)
-    display_conversation(earlier)
+    with st.container():
+        if turns and (left_out := turns[-1].facts.get("turns_left_out")) and not writing:
+            st.caption(LEFT_OUT.format(turns=left_out))
+    shown = [turn for turn in turns if not writing or turn.position < writing.turn.position]
+    keep_lists(shown)
+    if writing:
+        shown.append(writing.turn)
+    elsewhere = not writing and lives_elsewhere(shown[-1] if shown else None)
+    poll_s = POLL_S if writing else LOOK_AGAIN_S if elsewhere else None
+    newest = st.fragment(draw_newest, run_every=poll_s)
+    display_conversation(shown, lambda: newest(respond, shown[-1], writing))
     draw_sidebar(conversation)
-    show_model(model)
+    show_model(describe)
 
 
 def keep_lists(turns: list[store.Turn]) -> None:
@@ -561,4 +594,4 @@ def chat_page(
     try:
         draw_talk(respond, describe)
     except settings.ChatbotError as error:
-        st.error(bubbles.defuse_images(str(error)), icon="⚠️")
+        st.error(bubbles.as_written(str(error)), icon="⚠️")
