@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['State', 'LOCKED', 'FULL', 'FORBIDDEN', 'ADVICE', 'BUSY_TIMEOUT_S', 'CONNECT_TIMEOUT_S', 'SCHEMA_LOCK',
            'TITLE_CHARACTERS', 'storable', 'storable_json', 'StorableText', 'StorableDict', 'Base', 'Turn',
-           'Conversation', 'new_id', 'StoreError', 'GoneError', 'ClashError', 'find_advice', 'read_url',
-           'name_database', 'use_wal', 'sqlite_engine', 'postgresql_engine', 'make_schema', 'Database', 'transaction',
-           'Conversations', 'place_turn', 'TurnChanges', 'Store']
+           'Conversation', 'new_id', 'StoreError', 'GoneError', 'find_advice', 'read_url', 'name_database', 'use_wal',
+           'sqlite_engine', 'postgresql_engine', 'make_schema', 'Database', 'transaction', 'Conversations',
+           'place_turn', 'TurnChanges', 'Store']
 
 # %% ../nbs/06_store.ipynb #imports
 import re
@@ -132,15 +132,6 @@ class GoneError(StoreError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"This {what} was deleted or replaced elsewhere. Reload the page.")
-
-
-class ClashError(StoreError):
-    """Say that somebody else has changed the same conversation, and that nothing was saved."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "Somebody else asked in this conversation meanwhile. Reload the page, then ask again."
-        )
 
 # %% ../nbs/06_store.ipynb #advice
 LOCKED = "is locked by another program. Wait for it or close it, then try again."
@@ -367,21 +358,19 @@ class Conversations(Database):
 
 # %% ../nbs/06_store.ipynb #place-turn
 def place_turn(session: orm.Session, turn: Turn, replaces: str | None) -> None:
-    """Add a turn to a conversation, in place of `replaces` and all after it, or as the last one.
+    """Add a turn at its conversation's end, in place of the last one if it `replaces` that.
 
-    Raises `ClashError` if another turn is in this place, `GoneError` if what it needs is not there.
+    Sets the turn's position. Raises `GoneError` if there is no such conversation.
     """
     conversation = session.get(Conversation, turn.conversation_id, with_for_update=True)
     if conversation is None:
         raise GoneError("conversation")
-    of_this = Turn.conversation_id == conversation.id
-    ids = session.scalars(sa.select(Turn.id).where(of_this).order_by(Turn.position)).all()
-    in_place = ids[turn.position] if turn.position < len(ids) else None
-    if replaces and in_place is None:
-        raise GoneError("turn")
-    if in_place != replaces or turn.position > len(ids):
-        raise ClashError
-    session.execute(sa.delete(Turn).where(of_this, Turn.position >= turn.position))
+    of_this = sa.select(Turn).where(Turn.conversation_id == conversation.id)
+    last = session.scalars(of_this.order_by(Turn.position.desc()).limit(1)).first()
+    turn.position = last.position + 1 if last else 0
+    if last and last.id == replaces:
+        turn.position = last.position
+        session.execute(sa.delete(Turn).where(Turn.id == replaces))
     session.add(turn)
     conversation.draft, conversation.updated_at = "", time.time()
 

@@ -8,10 +8,11 @@ __all__ = ['NO_DATABASE', 'COOKIE', 'COOKIE_S', 'ADDRESS', 'LATEST_TURNS', 'UNKN
            'MAX_FILE_MB', 'Describe', 'MAX_QUESTION_CHARS', 'LEFT_OUT', 'remember_failure', 'report_errors',
            'get_store', 'warn_once', 'get_browser', 'set_cookie', 'enter', 'follow_address', 'open_conversation',
            'recall', 'default_options', 'chosen_options', 'choose_options', 'leave_conversation', 'clear_conversation',
-           'is_kept', 'ask', 'collect', 'draw_writing', 'lives_elsewhere', 'draw_elsewhere', 'rate', 'draw_turn',
-           'edit_turn', 'draw_newest', 'display_conversation', 'draw_group', 'latest', 'download_conversation',
-           'open_listed', 'list_conversations', 'change_conversation', 'save_and_open', 'show_facts', 'draw_sidebar',
-           'follow_model', 'show_model', 'ask_box', 'draw_talk', 'keep_lists', 'chat_page']
+           'is_kept', 'ask', 'collect', 'add_unsaved', 'draw_writing', 'lives_elsewhere', 'draw_elsewhere', 'rate',
+           'draw_turn', 'edit_turn', 'draw_newest', 'display_conversation', 'draw_group', 'latest',
+           'download_conversation', 'open_listed', 'list_conversations', 'change_conversation', 'save_and_open',
+           'show_facts', 'draw_sidebar', 'follow_model', 'show_model', 'ask_box', 'draw_talk', 'keep_lists',
+           'chat_page']
 
 # %% ../nbs/01_utils.ipynb #imports
 import re
@@ -199,29 +200,41 @@ def ask(respond: replies.Respond, question: str, replaces: store.Turn | None = N
     )
     st.session_state.editing = st.session_state.failure = ""
     with report_errors(question):
-        replies.check_free(conversation.id)
         kept = get_store()[0]
-        kept.keep_draft(conversation.id, get_browser(), question, asdict(options))
         seen = [turn for turn in past if is_kept(turn)]
         replaced = replaces.id if replaces else None
-        replies.start(replies.Writing(respond, kept, turn, seen, options, replaced))
+        writing = replies.Writing(respond, kept, turn, seen, options, replaced)
+        draft = conversation.id, get_browser(), question, asdict(options)
+        replies.start(writing, lambda: kept.keep_draft(*draft))
     st.query_params[ADDRESS] = conversation.id
 
 # %% ../nbs/01_utils.ipynb #collect
-NOT_SAVED = "The last reply could not be saved, so it is only on this page: {error}"
+NOT_SAVED = "A reply could not be saved, so it is only on this page: {error}"
 
 
-def collect(conversation: store.Conversation, writing: replies.Writing) -> None:
+def collect(writing: replies.Writing) -> None:
     """Take in, once, the end of a reply that has ended."""
     view, turn, state = writing.look(), writing.turn, st.session_state
-    if view.unsaved and view.text:
-        conversation.turns = [*conversation.turns[: turn.position], turn]
     if state.get("collected") != turn.id:
         state.collected = turn.id
         if view.error or not (view.text or turn.state == "done"):
             remember_failure(view.error, turn.question)
-    if view.unsaved and view.text:
-        state.failure = NOT_SAVED.format(error=view.unsaved)
+        if view.unsaved and view.text:
+            state.unsaved = [*state.get("unsaved", []), writing]
+
+
+def add_unsaved(conversation: store.Conversation) -> None:
+    """Add what could not be saved so far to the turns of its conversation, and say so."""
+    state, turns = st.session_state, conversation.turns
+    state.unsaved = [each for each in state.get("unsaved", []) if each.look().unsaved]
+    here = [each for each in state.unsaved if each.turn.conversation_id == conversation.id]
+    if here:
+        state.failure = NOT_SAVED.format(error=here[-1].look().unsaved)
+        by_id = {turn.id: turn for turn in turns} | {each.turn.id: each.turn for each in here}
+        for each in here:
+            by_id.pop(each.replaces, None)
+        order = lambda turn: (turn.position, turn.saved_at)  # noqa: E731
+        conversation.turns = sorted(by_id.values(), key=order)
     elif state.failure.startswith(NOT_SAVED[:30]):
         state.failure = ""
 
@@ -550,8 +563,9 @@ def draw_talk(respond: replies.Respond, describe: Describe) -> None:
         writing, ended = None, False
     warn_once()
     if ended:
-        collect(conversation, writing)
+        collect(writing)
         writing = None
+    add_unsaved(conversation)
     turns = conversation.turns
     left, right = st.columns(2)
     with left:
@@ -564,7 +578,8 @@ def draw_talk(respond: replies.Respond, describe: Describe) -> None:
     with st.container():
         if turns and (left_out := turns[-1].facts.get("turns_left_out")) and not writing:
             st.caption(LEFT_OUT.format(turns=left_out))
-    shown = [turn for turn in turns if not writing or turn.position < writing.turn.position]
+    under_way = (writing.turn.id, writing.replaces) if writing else ()
+    shown = [turn for turn in turns if turn.id not in under_way]
     keep_lists(shown)
     if writing:
         shown.append(writing.turn)

@@ -1,7 +1,7 @@
 """What the browser tests share: a tab, what to do in it, and what to see."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +15,8 @@ TIMEOUT_MS = 60_000
 LOOPBACK = ("127.0.0.1", "localhost", "")
 SLOWLY = " ".join(f"w{number}" for number in range(400))  # the fake needs four seconds for it
 FRAMES = "iframe[title='streamlit_chat.streamlit_chat']"
+MESSAGES = f"{FRAMES}, [data-testid='stChatMessage']"  # in either look
+TURNS = "[class*='st-key-turn-']"  # the oldest comes first in the page's tree
 
 
 @contextmanager
@@ -24,6 +26,8 @@ def open_context(browser: Browser, hosts: list[str], **options: object) -> Itera
     context.set_default_timeout(TIMEOUT_MS)
     context.on("request", lambda request: hosts.append(urlsplit(request.url).hostname or ""))
     yield context
+    for tab in context.pages:
+        expect_readable(tab)
     exceptions = [tab.get_by_test_id("stException").count() for tab in context.pages]
     context.close()
     assert not any(exceptions)
@@ -58,18 +62,45 @@ def ask(tab: Page, question: str) -> None:
     box(tab).press("Enter")
 
 
+def frame(tab: Page, position: int) -> Locator:
+    """Return the bubble at a position, counted from the top, where the newest turn is."""
+    from_the_top, part = divmod(position, 2)
+    return tab.locator(TURNS).nth(-1 - from_the_top).locator(FRAMES).nth(part)
+
+
 def bubble(tab: Page, position: int) -> Locator:
     """Return what the bubble at a position shows, counted from the top."""
-    return tab.locator(FRAMES).nth(position).content_frame.locator("body")
+    return frame(tab, position).content_frame.locator("body")
 
 
-def expect_messages(tab: Page, texts: list[str]) -> None:
-    """Wait until the bubbles show exactly these texts, from top to bottom, and nothing is made."""
-    expect(tab.locator(FRAMES)).to_have_count(len(texts), timeout=TIMEOUT_MS)
+def message(tab: Page, position: int, look: str = "bubbles") -> Locator:
+    """Return what the message at a position shows in either look, counted from the top."""
+    if look == "bubbles":
+        return bubble(tab, position)
+    from_the_top, part = divmod(position, 2)
+    turn = tab.locator(TURNS).nth(-1 - from_the_top)
+    return turn.get_by_test_id("stChatMessageContent").nth(part)
+
+
+def expect_messages(tab: Page, texts: list[str], look: str = "bubbles") -> None:
+    """Wait until the page shows exactly these texts, from top to bottom, and nothing is made."""
+    expect(tab.locator(MESSAGES)).to_have_count(len(texts), timeout=TIMEOUT_MS)
     for position, text in enumerate(texts):
-        shown = bubble(tab, position).get_by_text(text, exact=True)
+        shown = message(tab, position, look).get_by_text(text, exact=True)
         expect(shown).to_be_visible(timeout=TIMEOUT_MS)
     expect(tab.get_by_role("button", name="Stop")).to_have_count(0, timeout=TIMEOUT_MS)
+    expect_readable(tab)
+
+
+def expect_readable(tab: Page) -> None:
+    """Wait until no message on the page is blank or hidden, and the newest turn is on top."""
+    for shown in tab.locator(FRAMES).all():
+        expect(shown).to_be_visible(timeout=TIMEOUT_MS)
+        expect(shown.content_frame.locator("body")).to_contain_text(re.compile(r"\S"))
+    for shown in tab.get_by_test_id("stChatMessageContent").all():
+        expect(shown).to_contain_text(re.compile(r"\S"), timeout=TIMEOUT_MS)
+    tops = tab.locator(TURNS).evaluate_all("all => all.map(e => e.getBoundingClientRect().top)")
+    assert tops == sorted(tops, reverse=True)
 
 
 def expect_growing(tab: Page) -> str:
@@ -93,6 +124,11 @@ def expect_kept(tab: Page, shown: str, mark: str) -> None:
 def turn(question: str) -> list[str]:
     """Return the two bubbles of a turn answered by the fake engine."""
     return [f"/echo {question}", question]
+
+
+def turns(questions: Iterable[str]) -> list[str]:
+    """Return the bubbles of several turns, in their order."""
+    return [text for question in questions for text in turn(question)]
 
 
 def press(tab: Page, name: str) -> None:

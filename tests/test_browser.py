@@ -11,7 +11,6 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, WebSocketRoute, expect
 from tabs import (
-    FRAMES,
     SLOWLY,
     TIMEOUT_MS,
     ask,
@@ -21,6 +20,7 @@ from tabs import (
     expect_growing,
     expect_kept,
     expect_messages,
+    frame,
     open_context,
     open_tab,
     press,
@@ -161,7 +161,7 @@ def test_edit_and_regenerate_replace_the_turn(page: Page) -> None:
     page.get_by_label("Your question", exact=True).fill("/echo two")
     press(page, "Ask this instead")
     expect_messages(page, turn("two"))
-    old = page.locator(FRAMES).nth(1).element_handle()
+    old = frame(page, 1).element_handle()
     press(page, "Regenerate")
     old.wait_for_element_state("hidden", timeout=TIMEOUT_MS)
     expect_messages(page, turn("two"))

@@ -1,5 +1,6 @@
 """Both pages without a browser: what a person does, and what must not happen."""
 
+import html
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -274,6 +275,216 @@ def test_failed_regenerate_leaves_the_reply_there_was(
     assert shown(page) == [("one", "reply 1", "done")]
 
 
+def slow_then_failing(counting: CountingEngine, page: AppTest) -> list[tuple[str, str, str]]:
+    """Ask something that is answered slowly, stop it, and let the next reply fail in its middle."""
+    writing = begin(page, "slowly")
+    wait_until(lambda: "word3" in writing.look().text)
+    writing.stop.set()
+    assert writing.wait(DEADLINE_S)
+    good = shown(page.run())
+    counting.error, counting.error_after = engine.ReplyError("This reply failed."), 3
+    return good
+
+
+def test_regenerate_that_fails_after_its_first_word_leaves_the_reply_there_was(
+    page: AppTest, counting: CountingEngine
+) -> None:
+    good = slow_then_failing(counting, page)
+    click(page, "Regenerate")
+    assert replies.find(page.session_state.conversation_id).wait(DEADLINE_S)
+    assert [error.value for error in page.run().error] == ["This reply failed."]
+    assert page.chat_input[0].proto.value == "slowly"
+    assert shown(page) == shown(reopen(page)) == good
+    counting.error = None
+    click(page, "Regenerate")
+    again = replies.find(page.session_state.conversation_id)
+    wait_until(lambda: "word9" in again.look().text)
+    again.stop.set()
+    assert again.wait(DEADLINE_S)
+    (only,) = shown(page.run())
+    assert "word9" in only[1], "stopped by its reader, it takes the old one's place"
+
+
+def test_edit_that_fails_after_its_first_word_leaves_the_turn_there_was(
+    page: AppTest, counting: CountingEngine
+) -> None:
+    good = slow_then_failing(counting, page)
+    click(page, "Edit")
+    next(each for each in page.text_area if each.label == "Your question").set_value("slowly now")
+    click(page, "Ask this instead")
+    assert replies.find(page.session_state.conversation_id).wait(DEADLINE_S)
+    assert [error.value for error in page.run().error] == ["This reply failed."]
+    assert page.chat_input[0].proto.value == "slowly now"
+    assert shown(page) == shown(reopen(page)) == good
+
+
+def test_reply_stays_in_the_store_while_another_is_made_in_its_place(
+    page: AppTest, counting: CountingEngine
+) -> None:
+    good = slow_then_failing(counting, page)
+    counting.error = None
+    click(page, "Regenerate")
+    key, kept = page.session_state.conversation_id, utils.get_store()[0]
+    writing = replies.find(key)
+    wait_until(lambda: "word9" in writing.look().text)
+    assert "word9" in writing.look().text, "the page shows it growing"
+    (left,) = kept.load(key).turns  # what a page finds after a crash now
+    assert (left.question, left.reply, left.state) == good[0]
+    assert kept.load(key).draft == "slowly"
+    writing.stop.set()
+    assert writing.wait(DEADLINE_S)
+
+
+def test_reply_that_ends_with_its_process_takes_no_place(
+    page: AppTest, counting: CountingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = slow_then_failing(counting, page)
+    counting.error = None
+    click(page, "Regenerate")
+    writing = replies.find(page.session_state.conversation_id)
+    wait_until(lambda: "word3" in writing.look().text)
+    ended_by_process = lambda self: False  # noqa: E731
+    monkeypatch.setattr(replies.Stop, "by_reader", ended_by_process)
+    monkeypatch.setattr(replies.Stop, "is_set", lambda self: True)
+    threading.Event.set(writing.stop)  # so that whoever waits for it wakes
+    assert writing.wait(DEADLINE_S)
+    assert shown(reopen(page)) == good
+
+
+def test_turn_of_another_process_and_the_reply_that_came_second_both_stay(
+    page: AppTest, counting: CountingEngine
+) -> None:
+    ask(page, "one")
+    key, kept = page.session_state.conversation_id, utils.get_store()[0]
+    gate, said = threading.Event(), counting.stream
+    counting.stream = lambda *asked: (gate.wait(DEADLINE_S), (yield from said(*asked)))[1]
+    writing = begin(page, "mine")
+    theirs = store.Turn(id="theirs", position=1, question="theirs", reply="Yes.", state="done")
+    kept.begin_turn(key, theirs)
+    gate.set()
+    assert writing.wait(DEADLINE_S)
+    assert not page.run().error
+    both = ["one", "theirs", "mine"]
+    assert [question for question, _, _ in shown(page)] == both
+    assert [question for question, _, _ in shown(ask(page, "next"))] == [*both, "next"]
+    assert [question for question, _, _ in shown(reopen(page))] == [*both, "next"]
+
+
+def test_reply_whose_turn_was_replaced_elsewhere_becomes_a_turn_of_its_own(page: AppTest) -> None:
+    writing = begin(page, "slowly")
+    wait_until(lambda: "word3" in writing.look().text)
+    key, kept = page.session_state.conversation_id, utils.get_store()[0]
+    theirs = store.Turn(id="theirs", position=0, question="slowly", reply="Yes.", state="done")
+    kept.begin_turn(key, theirs, replaces=writing.turn.id)
+    wait_until(lambda: len(kept.load(key).turns) == 2)
+    writing.stop.set()
+    assert writing.wait(DEADLINE_S)
+    assert [state for _, _, state in shown(page.run())] == ["done", "stopped"]
+    assert not page.error
+
+
+@pytest.mark.parametrize("step", ["begin_turn", "save_turn"])
+def test_save_that_fails_as_nobody_foresaw_ends_the_reply_and_loses_nothing(
+    page: AppTest, counting: CountingEngine, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    ask(page, "one")
+    real, broken = getattr(store.Store, step), threading.Event()
+
+    def fail(*arguments: object, **named: object) -> None:
+        if broken.is_set():
+            raise OverflowError("nobody foresaw this")
+        real(*arguments, **named)
+
+    monkeypatch.setattr(store.Store, step, fail)
+    if step == "begin_turn":
+        broken.set()
+    writing = begin(page, "slowly")
+    wait_until(lambda: "word3" in writing.look().text)
+    broken.set()
+    wait_until(lambda: "word9" in writing.look().text)
+    writing.stop.set()
+    assert writing.wait(DEADLINE_S), "or its conversation would be being written for ever"
+    assert "could not be saved" in page.run().error[0].value
+    assert "word9" in shown(page)[1][1]
+    broken.clear()
+    ask(page, "three")
+    wait_until(lambda: not page.run().error)
+    assert [question for question, _, _ in shown(page)] == ["one", "slowly", "three"]
+    stored = {question: reply for question, reply, _ in shown(reopen(page))}
+    assert stored.keys() == {"one", "slowly", "three"}
+    assert "word9" in stored["slowly"]
+
+
+def test_reply_that_cannot_be_saved_stays_on_its_page_and_blocks_nothing(
+    page: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = store.Store.begin_turn
+
+    def fail(self: store.Store, key: str, turn: store.Turn, **named: object) -> None:
+        if turn.question == "never":
+            raise store.StoreError("This one cannot be saved.")
+        real(self, key, turn, **named)
+
+    monkeypatch.setattr(store.Store, "begin_turn", fail)
+    ask(page, "one")
+    ask(page, "never")
+    ask(page, "three")
+    assert "This one cannot be saved." in page.error[0].value
+    assert [question for question, _, _ in shown(page)] == ["one", "never", "three"]
+    assert [question for question, _, _ in shown(page.run())] == ["one", "never", "three"]
+    page.chat_input[0].set_value("").run()
+    assert turns(page)["past_user_inputs"] == ["one", "never", "three"]
+
+
+def test_only_one_of_those_who_ask_at_once_changes_anything() -> None:
+    gate, prepared, refused = threading.Barrier(8), [], []
+
+    def respond(past: list, said: list, question: str, options: object, writing: object):
+        writing.stop.wait(DEADLINE_S)
+        return replies.Reply("cancelled")
+
+    def ask_at_once(number: int) -> None:
+        turn = store.Turn(id=f"t{number}", conversation_id="at once", position=0, question="?")
+        writing = replies.Writing(respond, store.Store("sqlite://"), turn)
+        gate.wait(DEADLINE_S)
+        try:
+            replies.start(writing, lambda: prepared.append(number))
+        except replies.StillWritingError:
+            refused.append(number)
+
+    for _ in range(20):
+        asking = [threading.Thread(target=ask_at_once, args=(number,)) for number in range(8)]
+        for each in asking:
+            each.start()
+        for each in asking:
+            each.join(DEADLINE_S)
+        assert len(prepared) == 1
+        assert len(refused) == 7
+        winner = replies.find("at once")
+        assert winner.turn.id == f"t{prepared[0]}"
+        winner.stop.set()
+        assert winner.wait(DEADLINE_S)
+        prepared.clear()
+        refused.clear()
+
+
+def test_reply_that_could_not_be_prepared_leaves_the_one_before() -> None:
+    respond = lambda *asked: replies.Reply("stop")  # noqa: E731
+    turn = store.Turn(id="t", conversation_id="prepared", position=0, question="?")
+    first = replies.Writing(respond, store.Store("sqlite://"), turn)
+    replies.start(first)
+    assert first.wait(DEADLINE_S)
+
+    def fail() -> None:
+        raise store.StoreError("The database is locked.")
+
+    second = replies.Writing(respond, store.Store("sqlite://"), turn)
+    with pytest.raises(store.StoreError, match="locked"):
+        replies.start(second, fail)
+    assert replies.find("prepared") is first
+    assert second.wait(0), "a page that looks at it meanwhile must not wait for ever"
+
+
 def test_blank_question_is_ignored(page: AppTest, counting: CountingEngine) -> None:
     page.chat_input[0].set_value("   ").run()
     assert not counting.asked
@@ -346,7 +557,7 @@ def test_options_reach_the_engine_and_stay_with_the_conversation(
 
 def test_sidebar_tells_what_answered_and_what_it_took(page: AppTest) -> None:
     ask(page, "hello")
-    captions = " ".join(caption.value for caption in page.sidebar.caption).replace("\\", "")
+    captions = html.unescape(" ".join(caption.value for caption in page.sidebar.caption))
     assert "known-text on fake" in captions
     assert "first word after" in captions
     assert "tokens: 1, and 1 in the prompt" in captions
