@@ -40,7 +40,7 @@ def defuse_images(text: str) -> str:
 # %% ../nbs/01b_bubbles.ipynb #find-signs
 SIGNS = re.compile(
     r"(?<!`)(?P<ticks>`+)(?!`).*?(?<!`)(?P=ticks)(?!`)"  # a span of code
-    r"|https?://\S+|<[^<>\s]+>"  # an address
+    r"|https?://[^\s()\[\]<>]+|<[^<>\s]+>"  # an address
     r"|\\?(?P<sign>\$|:(?=[^\s/]))"
     r"|\\.",
     re.DOTALL,
@@ -57,7 +57,7 @@ PARSER = MarkdownIt().enable("table")
 
 def as_written(text: str) -> str:
     """Return markdown that shows a text as markdown, and obeys nothing else in it."""
-    lines = text.split("\n")
+    lines = re.split(r"\r\n?|\n", text)
     if "$" in text or ":" in text:
         parts = {tuple(each.map) for each in PARSER.parse(text) if each.map and is_text(each)}
         for start, end in sorted(parts):

@@ -533,3 +533,45 @@ def test_label_shows_a_text_as_it_is(text: str) -> None:
     drawn = MarkdownIt("commonmark").render(bubbles.plain(text))
     words = " ".join(text.split())
     assert html.unescape(drawn).strip() == f"<p>{words}</p>"
+
+
+PIECES = ("$5", ":red[x]", ":smile:", "\\$", "\\", "`", "``", "```\n", "~~~\n", "\n", "\n\n", " ")
+PIECES += (
+    "    ",
+    "- ",
+    "> ",
+    "# ",
+    "| a | b |\n|:--|--:|\n| $1 | :x: |\n",
+    "word",
+    "\r\n",
+    "1. ",
+    "*",
+)
+PIECES += (
+    "[x](http://a:80/$y)",
+    "http://b:80/$z",
+    "<http://c:80/x:y>",
+    "a:b",
+    "&#36;",
+    "<b>",
+    "\t",
+)
+
+
+@PROPERTY
+@given(some.lists(some.sampled_from(PIECES), max_size=12).map("".join))
+@example("`$x` $5")
+@example("a\n\n    $x: y\n\n$5: b")
+def test_signs_are_escaped_and_the_markdown_stays(text: str) -> None:
+    parser = MarkdownIt().enable("table")
+    assert parser.render(bubbles.as_written(text)) == parser.render(text)
+
+
+@PROPERTY
+@given(
+    some.lists(some.sampled_from(("$5", ":red[x]", ":a:", "word ", "\n\n", "*", "\\$")), max_size=9)
+)
+def test_no_sign_is_left_outside_code(pieces: list[str]) -> None:
+    shown = bubbles.as_written("".join(pieces))
+    assert "$" not in shown
+    assert not re.search(r":\S", shown.replace("::", ""))
