@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED_MODEL', 'DATA_FOLDER', 'MAX_TURNS', 'MAX_TEXT_CHARS', 'MAX_COUNT', 'MAX_NAME_CHARS', 'Url', 'Secret',
-           'ChatbotError', 'SettingsError', 'split_list', 'require_parts', 'Settings', 'show', 'read_settings',
-           'run_command']
+           'SECRETIVE', 'ChatbotError', 'SettingsError', 'Address', 'read_address', 'split_list', 'require_parts',
+           'Settings', 'show', 'read_settings', 'run_command']
 
 # %% ../nbs/00_settings.ipynb #imports
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import unquote, urlsplit
 
 import platformdirs
-from pydantic import AfterValidator, AnyHttpUrl, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, AnyHttpUrl, Field, PlainValidator, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -25,6 +26,24 @@ class ChatbotError(Exception):
 
 class SettingsError(ChatbotError):
     """Say which environment variable holds a value that cannot be used."""
+
+# %% ../nbs/00_settings.ipynb #address
+class Address(str):
+    """A URL that may be shown; `login` holds the user and the password that it came with."""
+
+    login: tuple[str, str] | None = None
+
+
+def read_address(text: str) -> Address:
+    """Return where a backend is; raise `ValueError` if a text is no address of one."""
+    url = AnyHttpUrl(text)
+    if url.query is not None or url.fragment is not None:
+        raise ValueError("it holds a query or a fragment, which no request would keep")
+    scheme, host, path = urlsplit(str(url))[:3]
+    address = Address(f"{scheme}://{host.rpartition('@')[2]}{path}".rstrip("/"))
+    if url.username or url.password:
+        address.login = unquote(url.username or ""), unquote(url.password or "")
+    return address
 
 # %% ../nbs/00_settings.ipynb #settings
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
@@ -50,7 +69,7 @@ def require_parts(secret: SecretStr) -> SecretStr:
     return secret
 
 
-Url = Annotated[str, AfterValidator(lambda text: str(AnyHttpUrl(text)).rstrip("/"))]
+Url = Annotated[Address, PlainValidator(read_address)]
 Secret = Annotated[SecretStr, AfterValidator(require_parts)]
 
 
@@ -81,11 +100,13 @@ class Settings(BaseSettings):
     # Whether the backend's log holds questions and replies, too.
     log_texts: bool = False
     # Where conversations are kept: sqlite:///PATH, or postgresql://USER:PASSWORD@HOST/NAME.
-    database_url: str = Field(default_factory=lambda: f"sqlite:///{DATA_FOLDER / 'chats.db'}")
+    database_url: str = Field(
+        default_factory=lambda: f"sqlite:///{DATA_FOLDER / 'chats.db'}", repr=False
+    )
     # How messages are drawn: in streamlit-chat's `bubbles`, or by Streamlit itself, `native`.
     chat_ui: Literal["bubbles", "native"] = "bubbles"
-    # Where the front end finds the backend.
-    backend_url: Url = "http://127.0.0.1:8000"
+    # Where the front end finds the backend; http://USER:PASSWORD@HOST is sent in the key's place.
+    backend_url: Url = Address("http://127.0.0.1:8000")
     # What the model is told before the first turn; empty leaves it to the model's own template.
     system_prompt: str = ""
     # Longest reply of a chat model, in tokens.
@@ -96,9 +117,12 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default_factory=lambda: platformdirs.user_cache_path("chatbot-arch"))
 
 # %% ../nbs/00_settings.ipynb #read-settings
+SECRETIVE = ("api_key", "backend_url", "database_url")  # a URL may hold a password
+
+
 def show(detail: ErrorDetails) -> str:
-    """Return the value that an error is about, unless it is a secret."""
-    return "..." if detail["loc"][0] == "api_key" else repr(detail["input"])
+    """Return the value that an error is about, unless it may hold a secret."""
+    return "..." if detail["loc"][0] in SECRETIVE else repr(detail["input"])
 
 
 def read_settings() -> Settings:
