@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BUSY_UP_TO_S', 'SHORTEST_PAUSE_S', 'LONGEST_PAUSE_S', 'MAX_REPLY_CHARS', 'NONSENSE', 'BROKEN_OFF',
-           'CONNECT_TIMEOUT_S', 'ANSWER_GRACE_S', 'REFUSED_PAUSE_S', 'REFUSED_UP_TO_S', 'LOOPBACK', 'STOP_POLL_S',
-           'MAX_SENT_CHARS', 'DESCRIBE_TIMEOUT_S', 'BackendError', 'TryLaterError', 'Failure', 'explain_answer',
-           'Token', 'Waiting', 'read_events', 'read_body', 'read_whole', 'trusted', 'open_client', 'ask_once',
-           'ask_backend', 'unless_stopped', 'turns_too_many', 'microservice_llm_response', 'Readiness',
-           'describe_model', 'main']
+           'CONNECT_TIMEOUT_S', 'ANSWER_GRACE_S', 'REFUSED_PAUSE_S', 'REFUSED_UP_TO_S', 'NO_PROXY', 'LOOPBACK',
+           'STOP_POLL_S', 'MAX_SENT_CHARS', 'DESCRIBE_TIMEOUT_S', 'BackendError', 'TryLaterError', 'Failure',
+           'explain_answer', 'read_done', 'Token', 'Waiting', 'read_events', 'read_body', 'read_whole', 'trusted',
+           'open_client', 'ask_once', 'ask_backend', 'unless_stopped', 'turns_too_many', 'microservice_llm_response',
+           'Readiness', 'describe_model', 'main']
 
 # %% ../nbs/05_frontend.ipynb #imports
 import asyncio
@@ -75,6 +75,18 @@ def explain_answer(status: int, headers: Mapping[str, str], url: str, content: s
         return TryLaterError(detail, pause_s, BUSY_UP_TO_S)
     return BackendError(detail)
 
+# %% ../nbs/05_frontend.ipynb #read-done
+def read_done(data: str) -> replies.Reply:
+    """Return how a reply ended; raise `ValueError` for what no page can show."""
+    reply = TypeAdapter(replies.Reply).validate_json(data)
+    names = reply.reason, reply.model, reply.engine
+    counts = reply.prompt_tokens or 0, reply.reply_tokens or 0, reply.turns_left_out
+    if max(map(len, names)) > settings.MAX_NAME_CHARS:
+        raise ValueError("a name is too long")
+    if min(counts) < 0 or max(counts) > settings.MAX_COUNT:
+        raise ValueError("a count is out of range")
+    return reply
+
 # %% ../nbs/05_frontend.ipynb #read-events
 MAX_REPLY_CHARS = 1_000_000
 
@@ -113,7 +125,7 @@ async def read_events(
                 writing.report(f"The backend is busy. Waiting: {ahead} before you ...")
                 still_waiting()
             elif event.event == "done":
-                return TypeAdapter(replies.Reply).validate_json(event.data)
+                return read_done(event.data)
             elif event.event == "error":
                 raise BackendError(Failure.model_validate_json(event.data).detail)
     except (ValueError, httpx_sse.SSEError) as error:
@@ -153,6 +165,7 @@ async def read_whole(
 CONNECT_TIMEOUT_S = 3.05
 ANSWER_GRACE_S = 2  # the backend ends a reply at its limit; the end is then on its way
 REFUSED_PAUSE_S, REFUSED_UP_TO_S = 0.25, 0.75  # a backend that is just being started again
+NO_PROXY = "The proxy cannot be used. Check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, then ask again."
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -169,17 +182,24 @@ def trusted() -> ssl.SSLContext:
 
 
 def open_client(choice: settings.Settings) -> httpx.AsyncClient:
-    """Return a client of the backend whose reads have no limit but that of the whole reply."""
+    """Return a client of the backend whose reads have no limit but that of the whole reply.
+
+    Raises `BackendError` if the environment names a proxy that cannot be used.
+    """
     direct = urlsplit(choice.backend_url).hostname in LOOPBACK
     keys = settings.split_list(choice.api_key.get_secret_value())
     headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
-    return httpx.AsyncClient(
-        base_url=choice.backend_url,
-        headers=headers | tracing.trace_headers(),
-        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-        trust_env=not direct,
-        verify=trusted(),
-    )
+    try:
+        return httpx.AsyncClient(
+            base_url=choice.backend_url,
+            auth=choice.backend_url.login,
+            headers=headers | tracing.trace_headers(),
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            trust_env=not direct,
+            verify=trusted(),
+        )
+    except (httpx.InvalidURL, ValueError, ImportError) as error:  # their texts may hold passwords
+        raise BackendError(NO_PROXY) from error
 
 
 async def ask_once(

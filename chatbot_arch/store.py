@@ -6,17 +6,18 @@
 __all__ = ['State', 'LOCKED', 'FULL', 'FORBIDDEN', 'ADVICE', 'BUSY_TIMEOUT_S', 'CONNECT_TIMEOUT_S', 'SCHEMA_LOCK',
            'TITLE_CHARACTERS', 'storable', 'storable_json', 'StorableText', 'StorableDict', 'Base', 'Turn',
            'Conversation', 'new_id', 'StoreError', 'GoneError', 'find_advice', 'read_url', 'name_database', 'use_wal',
-           'sqlite_engine', 'postgresql_engine', 'make_schema', 'Database', 'transaction', 'Conversations',
-           'place_turn', 'TurnChanges', 'Store']
+           'make_private_file', 'sqlite_engine', 'postgresql_engine', 'make_schema', 'Database', 'transaction',
+           'Conversations', 'place_turn', 'TurnChanges', 'Store']
 
 # %% ../nbs/06_store.ipynb #imports
+import os
 import re
 import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -213,12 +214,21 @@ def use_wal(connection: sqlite3.Connection, busy_timeout_s: float) -> None:
                 raise
         time.sleep(0.01)
 
+# %% ../nbs/06_store.ipynb #private-file
+def make_private_file(path: str) -> None:
+    """Make an empty file that only this user may read, if there is none."""
+    # A file that is there is not opened: closing it again would drop SQLite's locks on it.
+    with suppress(OSError):  # if the place is wrong, SQLite says so
+        os.close(os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL, 0o600))
+
 # %% ../nbs/06_store.ipynb #sqlite
 def sqlite_engine(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
     """Return an engine for a file, whose folder is made, or for one database in memory."""
     if url.database:
         private = 0o700  # a new folder is for this user alone
         Path(url.database).parent.mkdir(mode=private, parents=True, exist_ok=True)
+    if url.database and "uri" not in url.query:  # in a URI it is not a path
+        make_private_file(url.database)
     engine = sa.create_engine(
         url,
         poolclass=sa.QueuePool if url.database else sa.StaticPool,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import streamlit as st
 from hypothesis import example, given, settings
@@ -20,6 +21,7 @@ from streamlit.testing.v1 import AppTest
 import chatbot_arch.bubbles as bubbles
 import chatbot_arch.exports as exports
 import chatbot_arch.replies as replies
+import chatbot_arch.settings as app_settings
 import chatbot_arch.store as store
 import chatbot_arch.utils as utils
 
@@ -187,11 +189,25 @@ def test_saved_conversation_is_opened_exactly(data: some.DataObject) -> None:
 
 FIELD = r'(?:"(?:[^"]|"")*"|[^",\r\n]*)'
 RFC_4180 = re.compile(rf"(?:{FIELD},{FIELD}\r\n)+")
+SIGNS = "=+-@＝＋－＠\0"
+SEPARATORS = ",;\t|"
+
+
+def defused(text: str) -> str:
+    """Return a text with an apostrophe before each sign at which some reader begins a cell."""
+    said = ""
+    for index, character in enumerate(text):
+        before = text[:index].rstrip('"')
+        begins = not index or before.endswith((*SEPARATORS, "\r", "\n"))
+        runs = character in SIGNS or (not index and character in "\t\r")
+        said += "'" * (begins and runs) + character
+    return said
 
 
 @PROPERTY
 @given(texts=some.lists(some.tuples(*[hostile_texts] * 2)))
 @example(texts=[("=cmd|' /C calc'!A0", "\r\n")])
+@example(texts=[("sum;=1+1", "- one\n- two")])
 def test_csv_is_read_back_by_any_reader(texts: list[tuple[str, str]]) -> None:
     content = exports.conversation_csv([make_turn(*each) for each in texts])
     assert RFC_4180.fullmatch(content)
@@ -200,8 +216,48 @@ def test_csv_is_read_back_by_any_reader(texts: list[tuple[str, str]]) -> None:
     assert [row[0] for row in rows] == ["True", "False"] * len(texts)
     said = [text for each in texts for text in each]
     for [_, read], text in zip(rows, said, strict=True):
-        formula = text[:1] in ("=", "+", "-", "@", "\t", "\r", "\0") and text != ""
-        assert read == ("'" if formula else "") + text
+        assert read == defused(text)
+
+
+# What a cell may say to a reader that takes another character for the separator.
+cell_texts = some.lists(some.sampled_from((*SIGNS, *SEPARATORS, *'"\r\n', "1", "x y"))).map("".join)
+quoting = some.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_NONE])
+
+
+def begins_a_formula(cell: str) -> bool:
+    return cell.lstrip("\t\r\n").startswith(tuple(SIGNS))
+
+
+@PROPERTY
+@given(texts=some.tuples(*[cell_texts | hostile_texts] * 2), quoting=quoting)
+@pytest.mark.parametrize("separator", SEPARATORS)
+@example(texts=("sum;=1+1", "sum,=1+1"), quoting=csv.QUOTE_MINIMAL)
+@example(texts=("sum\t=1+1", "sum\n=1+1"), quoting=csv.QUOTE_MINIMAL)
+@example(texts=('sum\t"=1+1"', 'sum;"";"=1+1"'), quoting=csv.QUOTE_MINIMAL)
+def test_csv_cell_is_no_formula_whatever_separates_the_cells(
+    texts: tuple[str, str], quoting: int, separator: str
+) -> None:
+    content = exports.conversation_csv([make_turn(*texts)])
+    file = io.StringIO(content, newline="")
+    for row in csv.reader(file, delimiter=separator, quoting=quoting):
+        assert not [cell for cell in row if begins_a_formula(cell)]
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_csv_cell_is_no_formula_for_pandas(separator: str) -> None:
+    texts = [f"sum{each}=1+1" for each in (*SEPARATORS, "\n", "\r\n", "\n\n", ';"')]
+    content = exports.conversation_csv([make_turn(text, f"{text};@1") for text in texts])
+    file = io.StringIO(content, newline="")
+    read = pd.read_csv(file, sep=separator, names=range(9), dtype=str, on_bad_lines="skip")
+    cells = [cell for cell in read.to_numpy().flat if isinstance(cell, str)]
+    assert len(cells) > len(texts)
+    assert not [cell for cell in cells if begins_a_formula(cell)]
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_csv_cell_with_a_separator_of_any_kind_is_quoted(separator: str) -> None:
+    content = exports.conversation_csv([make_turn(f"sum{separator}=1+1", f"a{separator} b")])
+    assert content == (f'is_user,text\r\nTrue,"sum{separator}\'=1+1"\r\nFalse,"a{separator} b"\r\n')
 
 
 @pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\0"])
@@ -291,6 +347,18 @@ REFUSED = {
     "unknown-fact": saved_file(TURN | {"facts": {MARK: [MARK]}}),
     "fact-nan": set_raw("first_s", "NaN"),
     "fact-infinite": set_raw("first_s", "1e999"),
+    **{
+        f"{name}-of-{len(raw)}-characters": set_raw(name, raw)
+        for name in ("prompt_tokens", "reply_tokens", "turns_left_out", "first_s", "reply_s")
+        for raw in ("9" * 12, "9" * 401, "9" * 4300, "-1")
+    },
+    "seconds-that-fill-a-page": set_raw("first_s", "1e308"),
+    "model-too-long": set_raw("model", json.dumps("a" * 100_000)),
+    "engine-too-long": set_raw("engine", json.dumps("a" * 100_000)),
+    "reason-too-long": set_raw("reason", json.dumps("a" * 100_000)),
+    "rating-of-401-digits": saved_file(TURN | {"rating": 10**400}),
+    "temperature-of-401-digits": saved_file(options={"temperature": 10**400}),
+    "max-new-tokens-of-401-digits": saved_file(options={"max_new_tokens": 10**400}),
 }
 
 
@@ -363,6 +431,18 @@ def test_page_shows_every_file_that_is_not_refused(
     page = open_file(monkeypatch, tmp_path, opened)
     assert not page.exception
     assert page.session_state.conversation_history["generated_responses"] == ["b"]
+
+
+def test_page_shows_the_largest_numbers_that_are_not_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    most = {name: app_settings.MAX_COUNT for name in ("prompt_tokens", "reply_tokens")}
+    most |= {"turns_left_out": app_settings.MAX_COUNT, "model": "m" * app_settings.MAX_NAME_CHARS}
+    for seconds in (5e-324, float(app_settings.MAX_COUNT)):
+        content = saved_file(TURN | {"facts": most | {"reply_s": seconds}, "rating": 1})
+        page = open_file(monkeypatch, tmp_path, exports.read_conversation(content, "me"))
+        assert not page.exception
+        assert f"tokens\\: {app_settings.MAX_COUNT}" in page.sidebar.caption[-2].value
 
 
 def test_page_saves_and_opens_what_nobody_foresaw(

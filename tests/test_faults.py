@@ -3,6 +3,7 @@
 Each fault is a script of a stub that speaks raw HTTP; a few are real backend processes.
 """
 
+import base64
 import contextlib
 import gc
 import json
@@ -33,6 +34,7 @@ import chatbot_arch.exports as exports
 import chatbot_arch.frontend as frontend
 import chatbot_arch.launch as launch
 import chatbot_arch.replies as replies
+import chatbot_arch.settings as settings
 import chatbot_arch.store as store
 import chatbot_arch.utils as utils
 
@@ -41,6 +43,7 @@ DEADLINE_S = 30  # for what must come, on however busy a machine
 SOON_S = 3.0  # "at once", on a busy machine
 SLACK_S = 5.0  # how much later than a time limit an end may come
 DRIP_S = 0.1
+SECRET = "-".join(["tulip", "osprey"])  # a password that nobody may read
 LINUX = pytest.mark.skipif(
     sys.platform != "linux",
     reason="elsewhere a full queue refuses, or takes more than it was told to",
@@ -61,6 +64,7 @@ class Caller:
         while b"\r\n\r\n" not in received:
             received += self._receive()
         head, _, content = received.partition(b"\r\n\r\n")
+        self.head = head.decode()
         self.path = head.split(b" ")[1].decode()
         length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
         while len(content) < (int(length[1]) if length else 0):
@@ -634,6 +638,13 @@ ODD_EVENTS = {
     "done-model-a-number": event("done", {"reason": "stop", "model": 7}),
     "done-tokens-a-text": event("done", {"reason": "stop", "reply_tokens": "many"}),
     "done-tokens-nan": event("done", {"reason": "stop", "reply_tokens": float("nan")}),
+    "done-tokens-below-none": event("done", {"reason": "stop", "reply_tokens": -1}),
+    "done-tokens-too-many": event("done", {"reason": "stop", "reply_tokens": 10**400}),
+    "done-prompt-too-long": event("done", {"reason": "stop", "prompt_tokens": 10**400}),
+    "done-turns-too-many": event("done", {"reason": "stop", "turns_left_out": 10**400}),
+    "done-model-too-long": event("done", {"reason": "stop", "model": "m" * 100_000}),
+    "done-engine-too-long": event("done", {"reason": "stop", "engine": "e" * 100_000}),
+    "done-reason-too-long": event("done", {"reason": "s" * 100_000}),
     "error-null": event("error", None),
     "error-without-detail": event("error", {}),
     "error-detail-a-list": event("error", {"detail": ["No."]}),
@@ -772,6 +783,99 @@ def test_backend_elsewhere_is_asked_through_the_proxy(
     assert stub.asked[0].path == "http://backend.example:8000/chat/stream"
 
 
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        f"http://me:{SECRET}/{SECRET}@proxy.example",
+        f"http://me:{SECRET}\x01@proxy.example",
+        f"ftp://me:{SECRET}@proxy.example",
+        f"socks9://me:{SECRET}@proxy.example",
+    ],
+    ids=["port", "control", "ftp", "socks9"],
+)
+def test_proxy_that_is_none_is_a_sentence_without_its_password(
+    page: Callable[[str], AppTest], monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    opened = ask_page(page("http://backend.example:8000"), "hello")
+    assert not opened.exception
+    assert "HTTP_PROXY" in opened.error[0].value
+    assert opened.chat_input[0].proto.value == "hello"
+    assert SECRET not in seen_on(opened)
+
+
+# Passwords
+
+
+def seen_on(page: AppTest) -> str:
+    """Return every text of a page that a visitor may read."""
+    elements = (*page.error, *page.warning, *page.caption, *page.markdown, *page.sidebar.caption)
+    failed = [each.message for each in page.exception]
+    return "\n".join([*failed, *(each.value for each in elements)])
+
+
+SECRETIVE_FAULTS = {
+    "refused": None,
+    "error": answer(500, "Internal Server Error", "text/plain"),
+    "key": answer(401, '{"detail": "No."}'),
+    "null": answer(200, "null"),
+    "long": answer(200, LONG_TEXT),
+    "nonsense": stream(event("token", "Hi.")),
+    "article": NOT_THERE,
+    "broken-off": stream(token("Once "), then=reset),
+    "hanging": hold,
+}
+
+
+@pytest.mark.parametrize("fault", SECRETIVE_FAULTS.values(), ids=SECRETIVE_FAULTS)
+def test_password_in_the_address_is_sent_and_never_shown(
+    page: Callable[[str], AppTest],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: Script | None,
+) -> None:
+    caplog.set_level("DEBUG")
+    monkeypatch.setenv("CHATBOT_REPLY_TIMEOUT_S", "0.1")
+    with contextlib.ExitStack() as opened:
+        stub = opened.enter_context(serve(fault, ready=fault)) if fault else None
+        url = stub.url if stub else opened.enter_context(closed_port())
+        shown = ask_page(page(url.replace("http://", f"http://me:%2F{SECRET}@")), "hello")
+        assert "backend" in shown.error[0].value
+        assert not shown.exception
+        assert SECRET not in seen_on(shown) + caplog.text
+        if stub:
+            login = base64.b64encode(f"me:/{SECRET}".encode()).decode()
+            assert f"\r\nAuthorization: Basic {login}" in stub.asked[0].head
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://me:{SECRET}@127.0.0.1:port",
+        f"ftp://me:{SECRET}@127.0.0.1",
+        f"me:{SECRET}@127.0.0.1",
+        f"http://127.0.0.1/?token={SECRET}",
+        f"http://127.0.0.1/#{SECRET}",
+    ],
+    ids=["port", "ftp", "no-scheme", "query", "fragment"],
+)
+def test_address_that_cannot_be_used_is_not_shown(
+    page: Callable[[str], AppTest], address: str
+) -> None:
+    opened = page(address)
+    assert not opened.exception
+    assert opened.error[0].value.startswith("CHATBOT_BACKEND_URL=...: ")
+    assert SECRET not in seen_on(opened)
+
+
+def test_settings_can_be_printed_without_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATBOT_BACKEND_URL", f"http://me:{SECRET}@127.0.0.1")
+    monkeypatch.setenv("CHATBOT_DATABASE_URL", f"postgresql://me:{SECRET}@127.0.0.1/chats")
+    monkeypatch.setenv("CHATBOT_API_KEY", SECRET)
+    choice = settings.read_settings()
+    assert SECRET not in f"{choice} {choice!r} {choice.backend_url}"
+
+
 # Stopping
 
 
@@ -903,6 +1007,8 @@ def page(chat: Chat) -> Iterator[Callable[[str], AppTest]]:
 
     yield open_page
     for each in opened:
+        if "conversation_id" not in each.session_state:
+            continue  # it could not be drawn
         if writing := replies.find(each.session_state.conversation_id):
             writing.stop.set()
             assert writing.wait(DEADLINE_S)

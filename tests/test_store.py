@@ -618,3 +618,61 @@ def test_a_list_has_an_owners_conversations_with_the_last_changed_first(store: S
     ]
     assert "turns" not in vars(listed[0])
     assert store.list_conversations("nobody") == []
+
+
+MODES = pytest.mark.skipif(os.name == "nt", reason="files have no such modes there")
+
+
+@MODES
+@pytest.mark.parametrize("mask", [0, 0o022])
+def test_a_new_file_is_for_its_user_alone_wherever_it_is(tmp_path: Path, mask: int) -> None:
+    tmp_path.chmod(0o755)
+    script = """
+import os, sys
+from pathlib import Path
+from chatbot_arch.store import Store
+os.umask(int(sys.argv[1]))
+store = Store(f"sqlite:///{sys.argv[2]}/chats.sqlite")
+store.check()
+for file in sorted(Path(sys.argv[2]).iterdir()):
+    print(file.name, oct(file.stat().st_mode & 0o777))
+"""
+    command = [sys.executable, "-c", script, str(mask), tmp_path]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    names = ("chats.sqlite", "chats.sqlite-shm", "chats.sqlite-wal")
+    assert run.stdout.split("\n")[:-1] == [f"{name} 0o600" for name in names]
+
+
+@MODES
+def test_a_link_to_a_new_file_makes_one_for_its_user_alone(tmp_path: Path) -> None:
+    (tmp_path / "link.sqlite").symlink_to(tmp_path / "chats.sqlite")
+    with closing(Store(f"sqlite:///{tmp_path}/link.sqlite")) as store:
+        store.check()
+    assert (tmp_path / "chats.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+@MODES
+def test_a_file_that_is_there_keeps_its_mode_and_its_locks(tmp_path: Path) -> None:
+    path = tmp_path / "chats.sqlite"
+    leave_wal = """
+import sqlite3, sys
+print(*sqlite3.connect(sys.argv[1], timeout=0).execute("PRAGMA journal_mode=DELETE").fetchone())
+"""
+    with closing(Store(f"sqlite:///{path}")) as first, closing(Store(first.url)) as second:
+        first.keep_draft("c1", "me", "hello", {})
+        path.chmod(0o640)
+        second.check()
+        command = [sys.executable, "-c", leave_wal, path]
+        run = subprocess.run(command, capture_output=True, text=True)
+    assert "database is locked" in run.stderr  # as while anybody has it open
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_database_in_memory_makes_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in ("sqlite://", "sqlite:///:memory:", "sqlite:///file::memory:?uri=true"):
+        with closing(Store(url)) as store:
+            store.check()
+    assert list(tmp_path.iterdir()) == []
