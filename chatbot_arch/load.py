@@ -46,10 +46,7 @@ class LoadError(settings.ChatbotError):
 @contextlib.contextmanager
 def serve(environment: dict[str, str]) -> Iterator[launch.Server]:
     """Run the backend with these settings; yield its server once it is ready."""
-    port = launch.find_free_port()
-    url = f"http://{launch.HOST}:{port}"
-    command = launch.backend_command(port)
-    server = launch.start_server("backend", command, url, "/ready", environment)
+    server = launch.start_backend(environment)
     try:
         launch.wait_until_ready(server, timeout_s=300)
         yield server
