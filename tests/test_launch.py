@@ -118,9 +118,9 @@ def test_stop_lets_the_backend_say_that_it_ends_a_reply() -> None:
         stopping.result(60)
 
 
-@pytest.mark.parametrize("killed", ["launcher", "launcher and guards"])
+@pytest.mark.parametrize("killed", ["launcher", "guards and launcher"])
 def test_reply_under_way_finishes_when_its_launcher_is_killed(killed: str) -> None:
-    if killed == "launcher and guards" and sys.platform != "linux":
+    if killed == "guards and launcher" and sys.platform != "linux":
         pytest.skip("only Linux tells a server that its guard is gone")
     with launched("chatbot-launch", "microservices", **SLOW) as launcher:
         url = re.search(r"backend (\S+)", wait_for_line(launcher, "Ready:"))[1]
@@ -128,9 +128,9 @@ def test_reply_under_way_finishes_when_its_launcher_is_killed(killed: str) -> No
         guards = psutil.Process(launcher.pid).children()
         assert (len(guards), len(servers)) == (2, 4)
         with replying(url, LONG) as lines:
-            launcher.kill()
-            for each in guards if killed == "launcher and guards" else ():
+            for each in guards if killed == "guards and launcher" else ():
                 each.kill()
+            launcher.kill()
             event, data = read_end(lines)
         assert (event, data["reason"]) == ("event: done", "stop")
         wait_until_gone(servers)
