@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import speakers
 from conftest import FAKE, serve_backend
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from playwright.sync_api import Browser, expect
@@ -232,17 +233,16 @@ def run_backend(
 
 
 WITH_ENGINE = (
-    "import os, sys, uvicorn; sys.path.insert(0, sys.argv.pop(1)); kept = dict(os.environ);"
-    "import test_service as here, chatbot_arch.engines as engines;"
-    "os.environ.update(kept);"  # which the tests' own set-up has emptied
-    "speaker = getattr(here, sys.argv.pop(1))(token_s=0);"
+    "import sys, uvicorn; sys.path.insert(0, sys.argv.pop(1));"
+    "import speakers, chatbot_arch.engines as engines;"
+    "speaker = getattr(speakers, sys.argv.pop(1))(token_s=0);"
     "engines.load_engine = lambda choice, report: speaker;"
     "uvicorn.run('chatbot_arch.backend:app', port=int(sys.argv[-1]))"
 )
 
 
 def backend_with(name: str) -> list[str]:
-    """Return the command of a backend that has one of the engines here."""
+    """Return the command of a backend that has one of the engines of `speakers`."""
     return [sys.executable, "-c", WITH_ENGINE, str(Path(__file__).parent), name]
 
 
@@ -366,22 +366,6 @@ def test_clients_that_leave_leave_no_backlog(serve: Callable[..., Service]) -> N
     wait_until(lambda: service.metric("requests_total", route="/chat") == before + 9)
 
 
-class LavishEngine(engine.FakeEngine):
-    """Answer "much" with 20 MB, at once."""
-
-    def stream(self, conversation: list, options: engine.Options, stop: threading.Event):
-        if conversation[-1]["content"] != "much":
-            return (yield from super().stream(conversation, options, stop))
-        for number in range(5_000):
-            if stop.is_set():
-                return engine.Finish("cancelled", 1, number)
-            yield "much" * 1_000
-        return engine.Finish("stop", 1, 5_000)
-
-    def close(self) -> None:
-        print("engine closed", flush=True)
-
-
 def fill(reader: socket.socket, url: str) -> None:
     """Ask for more than any buffer holds, and read only its beginning: what is sent gets stuck."""
     body = json.dumps({"user_input": "much"})
@@ -398,7 +382,7 @@ def test_reader_that_reads_no_more_loses_its_place_and_its_request_ends(
     serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, log: io.StringIO
 ) -> None:
     monkeypatch.setattr(admission, "READING_GRACE_S", 0)
-    service = serve(LavishEngine(token_s=0), max_replies=1, reply_timeout_s=0.5)
+    service = serve(speakers.LavishEngine(token_s=0), max_replies=1, reply_timeout_s=0.5)
     with socket.socket() as reader:
         fill(reader, service.url)
         assert service.post({"user_input": "/echo hi"}).json() == "hi"
@@ -683,18 +667,6 @@ def test_question_is_one_trace_from_page_to_backend(monkeypatch: pytest.MonkeyPa
 
 
 # Ending
-
-
-class HeldEngine(engine.FakeEngine):
-    """Say a word, and the rest once a file is there."""
-
-    def stream(self, conversation: list, options: engine.Options, stop: threading.Event):
-        said = super().stream(conversation, options, stop)
-        yield next(said)
-        while not Path(os.environ["RELEASED"]).exists():
-            if stop.wait(0.01):
-                return engine.Finish("cancelled", 1, 1)
-        return (yield from said)
 
 
 def test_sigterm_lets_replies_finish_refuses_new_ones_and_exits_0(tmp_path: Path) -> None:
