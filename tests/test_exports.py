@@ -318,6 +318,7 @@ files = some.binary() | almost_saved.map(lambda value: json.dumps(value).encode(
 
 @PROPERTY
 @given(content=files)
+@example(content=saved_file(TURN))
 def test_any_file_is_opened_whole_or_refused_in_a_sentence(content: bytes) -> None:
     try:
         opened = exports.read_conversation(content, "me")

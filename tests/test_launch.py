@@ -57,6 +57,7 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> str:
 
 
 def wait_until_gone(processes: list[psutil.Process], timeout_s: float = 20) -> None:
+    assert processes
     _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     assert not alive
 
@@ -249,6 +250,7 @@ def test_second_launcher_takes_a_free_port() -> None:
                 for launcher in (one, two)
                 for child in psutil.Process(launcher.pid).children(recursive=True)
             ]
+            assert len(servers) == 4
     wait_until_gone(servers)
 
 
