@@ -386,6 +386,7 @@ files = some.binary() | almost_saved.map(lambda value: json.dumps(value).encode(
 
 @PROPERTY
 @given(content=files)
+@example(content=saved_file(TURN))
 def test_any_file_is_opened_whole_or_refused_in_a_sentence(content: bytes) -> None:
     try:
         opened = exports.read_conversation(content, "me")
@@ -410,27 +411,34 @@ def open_file(
 
 
 @pytest.mark.parametrize(
-    "facts",
+    ("facts", "shown"),
     [
-        {"reply_tokens": 5},
-        {"reply_tokens": 5, "prompt_tokens": 7},
-        {"reply_tokens": "many"},
-        {"first_s": "soon"},
-        {"model": "only a model"},
-        {"turns_left_out": "all"},
+        ({"reply_tokens": 5}, "tokens: 5, and 0 in the prompt"),
+        ({"reply_tokens": 5, "prompt_tokens": 7}, "tokens: 5, and 7 in the prompt"),
+        ({"reply_tokens": 5, "first_s": 1, "reply_s": 3}, "tokens per second: 2.0"),
+        ({"first_s": 0.5}, "first word after 0.50 s"),
+        ({"model": "only a model"}, "only a model"),
+        ({"turns_left_out": 3}, utils.LEFT_OUT.format(turns=3)),
     ],
-    ids=lambda facts: "-".join(map(str, facts.values())),
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_page_shows_every_file_that_is_not_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, facts: dict[str, object]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, facts: dict[str, object], shown: str
 ) -> None:
-    try:
-        opened = exports.read_conversation(saved_file(TURN | {"facts": facts}), "me")
-    except exports.ExportError:
-        return
+    opened = exports.read_conversation(saved_file(TURN | {"facts": facts}), "me")
     page = open_file(monkeypatch, tmp_path, opened)
     assert not page.exception
     assert page.session_state.conversation_history["generated_responses"] == ["b"]
+    captions = "\n".join(caption.value for caption in page.caption)
+    assert shown in captions.replace("\\", "")  # which keep Markdown from reading what is said
+
+
+@pytest.mark.parametrize(
+    "facts", [{"reply_tokens": "many"}, {"first_s": "soon"}, {"turns_left_out": "all"}]
+)
+def test_file_with_a_word_for_a_number_is_refused(facts: dict[str, object]) -> None:
+    [name] = facts
+    assert f"turns.0.facts.{name}" in refusal(saved_file(TURN | {"facts": facts}))
 
 
 def test_page_shows_the_largest_numbers_that_are_not_refused(

@@ -1,14 +1,18 @@
 """Commands that start servers: they end with their starter, and fail with a sentence."""
 
 import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from conftest import FAKE
@@ -53,8 +57,157 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> str:
 
 
 def wait_until_gone(processes: list[psutil.Process], timeout_s: float = 20) -> None:
+    assert processes
     _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     assert not alive
+
+
+def wait_until_said(server: launch.Server, text: str) -> None:
+    """Return once a server's log holds `text`."""
+    deadline = time.monotonic() + 60
+    while text not in server.log_tail():
+        assert time.monotonic() < deadline
+        assert server.process.poll() is None
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def replying(url: str, question: str) -> Iterator[Iterator[str]]:
+    """Ask a backend; yield the rest of its answer's lines once it speaks."""
+    body = {"user_input": question}
+    with (
+        httpx.Client(timeout=60, trust_env=False) as client,
+        client.stream("POST", f"{url}/chat/stream", json=body) as told,
+    ):
+        lines = told.iter_lines()
+        assert next(lines) == "event: token"
+        yield lines
+
+
+def read_end(lines: Iterator[str]) -> tuple[str, dict]:
+    """Return the last event's name and data."""
+    *_, event, data, _ = lines
+    return event, json.loads(data.removeprefix("data: "))
+
+
+SLOW = FAKE | {"CHATBOT_FAKE_TOKEN_S": "0.1"}
+LONG = "/echo " + " ".join(map(str, range(80)))  # 8 s: longer than a page is given to end
+ENDLESS = "/echo " + "word " * 19_000
+
+
+def test_stop_lets_a_reply_under_way_finish() -> None:
+    with launch.start("microservices", SLOW) as app, ThreadPoolExecutor(1) as pool:
+        backend = app.wait_until_ready(120).servers[0]
+        processes = backend.processes()
+        with replying(backend.url, LONG) as lines:
+            stopping = pool.submit(app.stop)
+            event, data = read_end(lines)
+        assert (event, data["reason"], data["reply_tokens"]) == ("event: done", "stop", 80)
+        stopping.result(60)
+        assert processes
+        assert not any(map(launch.is_alive, processes))
+
+
+def test_stop_lets_the_backend_say_that_it_ends_a_reply() -> None:
+    environment = FAKE | {"CHATBOT_ENDING_TIMEOUT_S": "6"}
+    with launch.start("microservices", environment) as app, ThreadPoolExecutor(1) as pool:
+        backend = app.wait_until_ready(120).servers[0]
+        with replying(backend.url, ENDLESS) as lines:
+            stopping = pool.submit(app.stop)
+            event, data = read_end(lines)
+        assert (event, data["code"]) == ("event: error", "ending")
+        stopping.result(60)
+
+
+@pytest.mark.parametrize("killed", ["launcher", "guards and launcher"])
+def test_reply_under_way_finishes_when_its_launcher_is_killed(killed: str) -> None:
+    if killed == "guards and launcher" and sys.platform != "linux":
+        pytest.skip("only Linux tells a server that its guard is gone")
+    with launched("chatbot-launch", "microservices", **SLOW) as launcher:
+        url = re.search(r"backend (\S+)", wait_for_line(launcher, "Ready:"))[1]
+        servers = psutil.Process(launcher.pid).children(recursive=True)
+        guards = psutil.Process(launcher.pid).children()
+        assert (len(guards), len(servers)) == (2, 4)
+        with replying(url, LONG) as lines:
+            for each in guards if killed == "guards and launcher" else ():
+                each.kill()
+            launcher.kill()
+            event, data = read_end(lines)
+        assert (event, data["reason"]) == ("event: done", "stop")
+        wait_until_gone(servers)
+
+
+def test_second_ctrl_c_does_not_wait_for_replies() -> None:
+    environment = FAKE | {"CHATBOT_ENDING_TIMEOUT_S": "600"}
+    with launched("chatbot-launch", "microservices", **environment) as launcher:
+        url = re.search(r"backend (\S+)", wait_for_line(launcher, "Ready:"))[1]
+        servers = psutil.Process(launcher.pid).children(recursive=True)
+        pages = [each for each in servers if "streamlit" in each.cmdline()]
+        assert (len(pages), len(servers)) == (2, 4)
+        with replying(url, ENDLESS) as lines:
+            launcher.send_signal(signal.SIGINT)
+            assert "Ctrl-C again" in wait_for_line(launcher, "Stopping")
+            wait_until_gone(pages)
+            assert next(lines)  # the backend lets its reply go on
+            assert launcher.poll() is None
+            launcher.send_signal(signal.SIGINT)
+            assert launcher.wait(30) == 130
+        wait_until_gone(servers)
+
+
+DEAF = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    "print('hears nothing', flush=True); time.sleep(600)"
+)
+
+
+def test_stop_ends_a_server_whose_guard_was_killed() -> None:
+    command = [sys.executable, "-c", DEAF]
+    server = launch.start_server("deaf", command, "http://127.0.0.1:9", "/", {})
+    server.grace_s = 0.5
+    wait_until_said(server, "hears nothing")
+    [process] = server.processes()
+    try:
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait(30)
+        assert server.processes() == [process]  # it lives on, and counts
+        assert launch.App("deaf", server.url, [server]).memory_mb() > 1
+        launch.stop_server(server)
+        assert not launch.is_alive(process)
+        assert server.processes() == []
+    finally:
+        if launch.is_alive(process):
+            process.kill()
+
+
+def test_stop_waits_for_the_reply_of_a_backend_whose_guard_was_killed() -> None:
+    with launch.start("microservices", SLOW) as app, ThreadPoolExecutor(1) as pool:
+        backend = app.wait_until_ready(120).servers[0]
+        [process] = backend.processes()
+        try:
+            with replying(backend.url, LONG) as lines:
+                backend.process.kill()
+                backend.process.wait(30)
+                stopping = pool.submit(app.stop)
+                event, data = read_end(lines)
+            assert (event, data["reason"]) == ("event: done", "stop")
+            stopping.result(60)
+            assert not launch.is_alive(process)
+        finally:
+            if launch.is_alive(process):
+                process.kill()
+
+
+def test_stop_leaves_alone_what_took_the_number_of_a_guard() -> None:
+    server = launch.start_server("done", [sys.executable, "-c", ""], "http://127.0.0.1:9", "/", {})
+    server.process.wait(30)
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(command, start_new_session=True) as stranger:
+        server.process.pid = stranger.pid
+        assert server.processes() == []
+        launch.stop_server(server)
+        assert stranger.poll() is None
+        stranger.kill()
 
 
 @pytest.mark.parametrize("architecture", ["monolith", "microservices"])
@@ -97,6 +250,7 @@ def test_second_launcher_takes_a_free_port() -> None:
                 for launcher in (one, two)
                 for child in psutil.Process(launcher.pid).children(recursive=True)
             ]
+            assert len(servers) == 4
     wait_until_gone(servers)
 
 

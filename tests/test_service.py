@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -12,13 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+import speakers
 from conftest import FAKE, serve_backend
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from playwright.sync_api import Browser, expect
@@ -37,13 +40,14 @@ import chatbot_arch.store as store
 import chatbot_arch.telemetry as telemetry
 
 DEADLINE_S = 30
+START_DEADLINE_S = 120  # for a process to import everything, on a machine that is busy
 ENDLESS = {"user_input": "/echo " + "word " * 19_000}
 MARK = "s3cret"  # what no answer and no log may repeat
 JSON = {"content-type": "application/json"}
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
+def wait_until(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> None:
+    deadline = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -222,38 +226,71 @@ def run_backend(
             return False
 
     try:
-        wait_until(is_ready)
+        wait_until(is_ready, START_DEADLINE_S)
         yield process, url
     finally:
         process.kill()
         process.communicate()
 
 
-def test_body_that_is_too_large_is_refused_early_and_not_kept() -> None:
-    def endlessly() -> Iterator[bytes]:
-        yield b'{"user_input": "'
-        for _ in range(1000):
-            yield b"s3cret" * 17_000
+WITH_ENGINE = (
+    "import sys, uvicorn; sys.path.insert(0, sys.argv.pop(1));"
+    "import speakers, chatbot_arch.engines as engines;"
+    "speaker = getattr(speakers, sys.argv.pop(1))(token_s=0);"
+    "engines.load_engine = lambda choice, report: speaker;"
+    "uvicorn.run('chatbot_arch.backend:app', port=int(sys.argv[-1]))"
+)
 
-    with run_backend() as (process, url):
+
+def backend_with(name: str) -> list[str]:
+    """Return the command of a backend that has one of the engines of `speakers`."""
+    return [sys.executable, "-c", WITH_ENGINE, str(Path(__file__).parent), name]
+
+
+def send_until_answered(url: str, head: str, parts: Iterator[bytes]) -> tuple[int, str]:
+    """Send a request in parts until it is answered, whatever is left; return status and body."""
+    place = url.removeprefix("http://")
+    host, port = place.split(":")
+    head = f"POST /chat HTTP/1.1\r\nHost: {place}\r\nContent-Type: application/json\r\n{head}\r\n"
+    with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as sender:
+        sender.sendall(head.encode())
+        with suppress(ConnectionError):  # no more is read; the answer was sent before
+            for part in parts:
+                sender.sendall(part)
+                if select.select([sender], [], [], 0)[0]:
+                    break
+        answer = HTTPResponse(sender)
+        answer.begin()
+        return answer.status, answer.read().decode()
+
+
+def test_body_that_is_too_large_is_refused_early_and_not_kept() -> None:
+    sent = 0
+
+    def endlessly() -> Iterator[bytes]:
+        nonlocal sent
+        yield chunk(b'{"user_input": "')
+        for _ in range(1000):
+            sent += 1
+            yield chunk(b"s3cret" * 17_000)
+
+    def chunk(data: bytes) -> bytes:
+        return b"%x\r\n%s\r\n" % (len(data), data)
+
+    with run_backend() as (process, url), httpx.Client(trust_env=False) as client:
         before = psutil.Process(process.pid).memory_info().rss
-        for _ in range(3):
-            # A service that reads no further may answer, or close before all is sent.
-            try:
-                told = httpx.post(f"{url}/chat", content=endlessly(), headers=JSON, timeout=30)
-                assert told.status_code == 413
-                assert told.json()["code"] == "content_too_large"
-            except (httpx.NetworkError, httpx.RemoteProtocolError):
-                pass
-        host, port = url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as announcing:
-            head = f"POST /chat HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-            announcing.sendall(f"{head}Content-Length: 100000000\r\n\r\n".encode())
-            told = announcing.makefile("rb").read().decode()  # before a byte of it was sent
-        assert told.startswith("HTTP/1.1 413 ")
-        assert "The body is larger than 8 MB" in told
+        chunked = [("Transfer-Encoding: chunked\r\n", endlessly()) for _ in range(3)]
+        announced = ("Content-Length: 100000000\r\n", iter(()))  # not a byte of it is sent
+        for head, parts in (*chunked, announced):
+            status, answer = send_until_answered(url, head, parts)
+            assert (status, json.loads(answer)["code"]) == (413, "content_too_large")
+            assert "The body is larger than 8 MB" in answer
+            assert MARK not in answer
+        assert sent < 3 * 1000  # it did not wait for the end
+        counted = 'chatbot_refusals_total{code="content_too_large"} 4.0'
+        wait_until(lambda: counted in client.get(f"{url}/metrics").text)
         assert psutil.Process(process.pid).memory_info().rss - before < 20e6
-        assert httpx.post(f"{url}/chat", json={"user_input": "/echo hi"}).json() == "hi"
+        assert client.post(f"{url}/chat", json={"user_input": "/echo hi"}).json() == "hi"
 
 
 # Admission
@@ -330,22 +367,6 @@ def test_clients_that_leave_leave_no_backlog(serve: Callable[..., Service]) -> N
     wait_until(lambda: service.metric("requests_total", route="/chat") == before + 9)
 
 
-class LavishEngine(engine.FakeEngine):
-    """Answer "much" with 20 MB, at once."""
-
-    def stream(self, conversation: list, options: engine.Options, stop: threading.Event):
-        if conversation[-1]["content"] != "much":
-            return (yield from super().stream(conversation, options, stop))
-        for number in range(5_000):
-            if stop.is_set():
-                return engine.Finish("cancelled", 1, number)
-            yield "much" * 1_000
-        return engine.Finish("stop", 1, 5_000)
-
-    def close(self) -> None:
-        print("engine closed", flush=True)
-
-
 def fill(reader: socket.socket, url: str) -> None:
     """Ask for more than any buffer holds, and read only its beginning: what is sent gets stuck."""
     body = json.dumps({"user_input": "much"})
@@ -362,7 +383,7 @@ def test_reader_that_reads_no_more_loses_its_place_and_its_request_ends(
     serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, log: io.StringIO
 ) -> None:
     monkeypatch.setattr(admission, "READING_GRACE_S", 0)
-    service = serve(LavishEngine(token_s=0), max_replies=1, reply_timeout_s=0.5)
+    service = serve(speakers.LavishEngine(token_s=0), max_replies=1, reply_timeout_s=0.5)
     with socket.socket() as reader:
         fill(reader, service.url)
         assert service.post({"user_input": "/echo hi"}).json() == "hi"
@@ -630,7 +651,11 @@ def test_question_is_one_trace_from_page_to_backend(monkeypatch: pytest.MonkeyPa
                 environment = os.environ | there | {"CHATBOT_BACKEND_URL": url}
                 command = [sys.executable, "-c", ask]
                 said = subprocess.run(
-                    command, env=environment, capture_output=True, text=True, timeout=60
+                    command,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    timeout=START_DEADLINE_S,
                 )
                 assert "text='hi'" in said.stdout, said.stderr
                 wait_until(
@@ -649,29 +674,35 @@ def test_question_is_one_trace_from_page_to_backend(monkeypatch: pytest.MonkeyPa
 # Ending
 
 
-def test_sigterm_lets_replies_finish_refuses_new_ones_and_exits_0() -> None:
-    words = " ".join(str(number) for number in range(150))
-    with run_backend() as (process, url), httpx.Client(timeout=DEADLINE_S) as client:
-        with client.stream(
-            "POST", f"{url}/chat/stream", json={"user_input": f"/echo {words}"}
-        ) as told:
+def test_sigterm_lets_replies_finish_refuses_new_ones_and_exits_0(tmp_path: Path) -> None:
+    words, released = " ".join(str(number) for number in range(150)), tmp_path / "released"
+    command = backend_with("HeldEngine")
+    with (
+        run_backend(command, RELEASED=str(released)) as (process, url),
+        httpx.Client(timeout=DEADLINE_S) as client,
+    ):
+        place = ("127.0.0.1", int(url.rsplit(":")[-1]))
+        body = {"user_input": f"/echo {words}"}
+        with client.stream("POST", f"{url}/chat/stream", json=body) as told:
             lines = told.iter_lines()
             assert next(lines) == "event: token"
             process.send_signal(signal.SIGTERM)
 
             def is_shut() -> bool:
-                try:
-                    httpx.get(url, trust_env=False)
-                except httpx.ConnectError:
+                try:  # a connection that is reset after it was made came before the port was shut
+                    socket.create_connection(place, timeout=DEADLINE_S).close()
+                except ConnectionRefusedError:
                     return True
                 return False
 
             wait_until(is_shut)
             assert process.poll() is None
-            rest = list(lines)
-        assert any('"reason": "stop"' in line for line in rest)
+            released.touch()
+            data = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+        assert "".join(each["text"] for each in data[:-1]) == words
+        assert data[-1]["reason"] == "stop"
         assert process.wait(DEADLINE_S) == 0
-        with socket.create_server(("127.0.0.1", int(url.rsplit(":")[-1]))):
+        with socket.create_server(place):
             pass
 
 
@@ -699,19 +730,9 @@ def test_sigterm_ends_what_does_not_finish_in_time() -> None:
         assert process.wait(DEADLINE_S) == 0
 
 
-LAVISH = (
-    "import os, sys, uvicorn; sys.path.insert(0, sys.argv.pop(1)); kept = dict(os.environ);"
-    "import test_service as here, chatbot_arch.engines as engines;"
-    "os.environ.update(kept);"  # which the tests' own set-up has emptied
-    "engines.load_engine = lambda choice, report: here.LavishEngine(token_s=0);"
-    "uvicorn.run('chatbot_arch.backend:app', port=int(sys.argv[-1]))"
-)
-
-
 def test_sigterm_does_not_wait_for_who_does_not_read() -> None:
-    command = [sys.executable, "-c", LAVISH, str(Path(__file__).parent)]
     with (
-        run_backend(command, CHATBOT_ENDING_TIMEOUT_S="0.3") as (process, url),
+        run_backend(backend_with("LavishEngine"), CHATBOT_ENDING_TIMEOUT_S="0.3") as (process, url),
         socket.socket() as reader,
     ):
         fill(reader, url)
@@ -725,7 +746,7 @@ def test_busy_port_is_a_sentence_and_a_status() -> None:
         port = str(taken.getsockname()[1])
         command = [sys.executable, "-m", "uvicorn", "chatbot_arch.backend:app", "--port", port]
         ended = subprocess.run(
-            command, env=os.environ | FAKE, capture_output=True, text=True, timeout=60
+            command, env=os.environ | FAKE, capture_output=True, text=True, timeout=START_DEADLINE_S
         )
     assert ended.returncode != 0
     assert "address already in use" in ended.stderr
