@@ -1,8 +1,10 @@
 """The official client of the OpenAI API against the running backend, as its documentation says."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
@@ -299,6 +301,25 @@ def test_messages_as_clients_keep_them_are_taken(client: openai.OpenAI) -> None:
     assert ask(client, messages=chat).choices[0].message.content == "hi"
 
 
+OPEN_WEBUI = json.loads(Path(__file__).with_name("open_webui.json").read_text())
+
+
+@pytest.mark.parametrize("task", [task for task in OPEN_WEBUI if task != "continued reply"])
+def test_what_open_webui_sends_is_answered(url: str, task: str) -> None:
+    """Send what Open WebUI 0.12.4 sent, with one of its 36 tools and its long prompts shortened."""
+    body = OPEN_WEBUI[task]
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30, trust_env=False)
+    assert answer.status_code == 200
+    if body["stream"]:
+        *events, end, _ = answer.text.split("\n\n")
+        chunks = [json.loads(each.removeprefix("data: ")) for each in events]
+        said = "".join(each["choices"][0]["delta"].get("content", "") for each in chunks)
+        assert end == "data: [DONE]"
+    else:
+        said = answer.json()["choices"][0]["message"]["content"]
+    assert said == engine.KNOWN_TEXT
+
+
 def test_picture_is_refused_by_its_place(client: openai.OpenAI) -> None:
     picture = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     text = {"type": "text", "text": "What is this?"}
@@ -317,7 +338,7 @@ def test_content_of_another_kind_is_refused_by_its_place(
 
 
 def test_reply_that_is_to_be_continued_is_refused_as_such(client: openai.OpenAI) -> None:
-    begun = [{"role": "user", "content": "/echo hi"}, {"role": "assistant", "content": "h"}]
+    begun = OPEN_WEBUI["continued reply"]["messages"]
     with pytest.raises(openai.BadRequestError, match="cannot be continued") as caught:
         ask(client, messages=begun)
     assert caught.value.param == "messages"
