@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['Pieces', 'Told', 'TICK_S', 'PIECES_AHEAD', 'SILENCE_S', 'READING_GRACE_S', 'LoadedEngine', 'AskingNow', 'STALLED',
-           'Line', 'Place', 'tell', 'Teller', 'Asking', 'get_engine', 'open_asking', 'ReplyEvents', 'as_event']
+           'Line', 'Place', 'address_of', 'client_of', 'tell', 'Teller', 'Asking', 'get_engine', 'open_asking',
+           'ReplyEvents', 'as_event']
 
 # %% ../nbs/04c_admission.ipynb #imports
 import asyncio
+import ipaddress
 import json
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing, suppress
@@ -27,17 +30,30 @@ import chatbot_arch.telemetry as telemetry
 
 # %% ../nbs/04c_admission.ipynb #line
 class Line:
-    """Give out `places` for replies in order of arrival, and let `max_waiting` wait for one."""
+    """Give out `places` for replies in order of arrival, and let `max_waiting` wait for one.
 
-    def __init__(self, places: int, max_waiting: int) -> None:
-        self.free, self.max_waiting = places, max_waiting
+    With `max_per_client`, one client holds at most so many of both; 0 sets no limit.
+    """
+
+    def __init__(self, places: int, max_waiting: int, max_per_client: int = 0) -> None:
+        self.free, self.max_waiting, self.max_per_client = places, max_waiting, max_per_client
         self.waiting: list[Place] = []
+        self.held: Counter[str] = Counter()  # by client
 
-    def join(self) -> "Place":
-        """Return a place, or a turn to wait for one; raise `FullError` if there is neither."""
+    def join(self, client: str = "") -> "Place":
+        """Return a place, or a turn to wait for one.
+
+        Raises `ClientFullError` if the client has its share, `FullError` if nothing is left.
+        """
+        if 0 < self.max_per_client <= self.held[client]:
+            has = f"{self.max_per_client} request{'s' * (self.max_per_client > 1)}"
+            raise problems.ClientFullError(
+                f"You have {has} here, the most that one client may. Ask again when one has ended."
+            )
         if not self.free and len(self.waiting) >= self.max_waiting:
             raise problems.FullError("The backend is full. Ask again in a few seconds.")
-        place = Place(self)
+        self.held[client] += 1
+        place = Place(self, client)
         self.waiting.append(place)
         self.call()
         return place
@@ -50,13 +66,13 @@ class Line:
             telemetry.IN_FLIGHT.inc()
         telemetry.WAITING.set(len(self.waiting))
 
-
+# %% ../nbs/04c_admission.ipynb #place
 class Place:
     """One caller's place in a line, or turn to get one; whoever has it must leave it."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, client: str) -> None:
         self.given = asyncio.Event()
-        self._line = line
+        self._line, self._client = line, client
         self._left = False
 
     def ahead(self) -> int:
@@ -68,12 +84,29 @@ class Place:
         if self._left:
             return
         self._left = True
+        self._line.held -= Counter([self._client])  # and forget a client that holds nothing
         if self in self._line.waiting:
             self._line.waiting.remove(self)
         else:
             self._line.free += 1
             telemetry.IN_FLIGHT.dec()
         self._line.call()
+
+# %% ../nbs/04c_admission.ipynb #client
+def address_of(host: str) -> str:
+    """Return what an address counts as: itself, or the network of an IPv6 address."""
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or f"{address.packed[:8].hex()}/64")
+
+
+def client_of(request: Request) -> str:
+    """Return the client that a request counts for: its key if keys are demanded, or its address."""
+    if request.app.state.choice.api_key.get_secret_value():  # and the doors have checked it
+        return request.headers["authorization"].partition(" ")[2].strip()
+    return address_of(request.client.host if request.client else "")
 
 # %% ../nbs/04c_admission.ipynb #tell
 Pieces = Generator[str, None, engine.Finish]
@@ -154,13 +187,18 @@ class Asking:
     """One request for a reply, from the door to the last word."""
 
     def __init__(
-        self, loaded: engine.Engine, line: Line, record: telemetry.Record, choice: settings.Settings
+        self,
+        loaded: engine.Engine,
+        line: Line,
+        record: telemetry.Record,
+        choice: settings.Settings,
+        client: str = "",
     ) -> None:
         self.engine, self.record, self.choice = loaded, record, choice
         self.stop, self.ending = threading.Event(), False
         self.sending = anyio.CancelScope()  # for what sends the reply, so that `close` ends it, too
         self.turns_left_out = 0
-        self._line, self._place = line, None
+        self._line, self._place, self._client = line, None, client
         self._teller = Teller(self.stop)
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -172,9 +210,9 @@ class Asking:
     ) -> None:
         """Join the line with a conversation, cut to what fits; `shape` may change the reply.
 
-        Raises `FullError` if the line is full, `TooLongError` if the question can never fit.
+        Raises as `Line.join` does, and `TooLongError` if the question can never fit.
         """
-        self._place = self._line.join()
+        self._place = self._line.join(self._client)
         self._conversation, self._options, self._shape = conversation, options, shape
         self._is_first = self._place.given.is_set()
         self._start(self._begin())
@@ -332,7 +370,8 @@ async def open_asking(request: Request, loaded: LoadedEngine) -> AsyncIterator[A
     state = request.app.state
     if state.ending:
         raise problems.EndingError
-    asking = Asking(loaded, state.line, request.state.record, state.choice)
+    client = client_of(request)
+    asking = Asking(loaded, state.line, request.state.record, state.choice, client)
     state.askings.add(asking)
 
     async def watch() -> None:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PastTexts', 'COLLECT_AFTER', 'READING_S', 'OPEN_PATHS', 'NO_KEY', 'NO_HOST', 'THREADS_PER_REPLY', 'SPARE_THREADS',
            'app', 'REFUSALS', 'ChatOptions', 'ConversationHistory', 'give_up', 'load_in_background', 'close_engine',
-           'end_gracefully', 'is_host_allowed', 'is_key_valid', 'Doors', 'lifespan', 'Health', 'Ready', 'health_check',
-           'readiness', 'read_metrics', 'llm_response', 'event_of', 'stream_events', 'stream_llm_response']
+           'end_gracefully', 'is_host_allowed', 'is_key_valid', 'Doors', 'lifespan', 'Health', 'health_check',
+           'liveness', 'Ready', 'readiness', 'read_metrics', 'llm_response', 'event_of', 'stream_events',
+           'stream_llm_response']
 
 # %% ../nbs/04_backend.ipynb #imports
 import asyncio
@@ -153,7 +154,7 @@ def end_gracefully(app: FastAPI) -> None:
     signal.signal(signal.SIGTERM, end)
 
 # %% ../nbs/04_backend.ipynb #doors
-OPEN_PATHS = ("/", "/ready")
+OPEN_PATHS = ("/", "/live", "/ready")
 NO_KEY = problems.Fault(
     401,
     "invalid_api_key",
@@ -234,7 +235,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         give_up(error)
     telemetry.start_log()
     state.choice, state.stage = choice, "starting"
-    state.line = admission.Line(choice.max_replies, choice.max_waiting)
+    state.line = admission.Line(choice.max_replies, choice.max_waiting, choice.max_per_client)
     state.askings, state.ending = set(), False
     threads = THREADS_PER_REPLY * choice.max_replies + SPARE_THREADS
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "reply"))
@@ -266,14 +267,6 @@ class Health(BaseModel):
     status: str = Field(examples=["OK!"])
 
 
-class Ready(BaseModel):
-    """Which model can answer, and under which engine."""
-
-    status: str = Field(examples=["ready"])
-    model: str = Field(examples=[settings.EMBEDDED_MODEL])
-    engine: str = Field(examples=["transformers"])
-
-
 @app.get("/", responses=problems.declare(400))
 async def health_check() -> Health:
     """Answer whenever the process serves."""
@@ -281,6 +274,23 @@ async def health_check() -> Health:
 
 
 app.head("/", include_in_schema=False)(health_check)
+
+
+@app.get("/live", responses=problems.declare(400, 503))
+async def liveness() -> Health:
+    """Answer as long as waiting is of use; 503 after the engine died: restart it."""
+    loading: Future[engine.Engine] = app.state.loading
+    if loading.done():
+        loading.result().check()
+    return Health(status="OK!")
+
+# %% ../nbs/04_backend.ipynb #readiness
+class Ready(BaseModel):
+    """Which model can answer, and under which engine."""
+
+    status: str = Field(examples=["ready"])
+    model: str = Field(examples=[settings.EMBEDDED_MODEL])
+    engine: str = Field(examples=["transformers"])
 
 
 @app.get("/ready", responses=problems.declare(400, 503))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NOT_BLANK', 'Switch', 'Text', 'Words', 'KINDS', 'FAILED', 'V1', 'MAX_ERRORS', 'NAME', 'SAYS', 'UNREADABLE',
-           'is_blank', 'require_switch', 'LoadingError', 'FullError', 'EndingError', 'NoModelError', 'SurpriseError',
-           'LeftError', 'Kind', 'FieldError', 'Problem', 'Fault', 'route_path', 'request_id', 'as_problem',
-           'as_openai_error', 'answer', 'name_field', 'find_errors', 'fault_of', 'explain_error', 'explain_fields',
-           'too_large', 'explain_status', 'explain_all', 'declare']
+           'is_blank', 'require_switch', 'LoadingError', 'FullError', 'ClientFullError', 'EndingError', 'NoModelError',
+           'SurpriseError', 'LeftError', 'Kind', 'FieldError', 'Problem', 'Fault', 'route_path', 'request_id',
+           'as_problem', 'as_openai_error', 'answer', 'name_field', 'find_errors', 'fault_of', 'explain_error',
+           'explain_fields', 'too_large', 'explain_status', 'explain_all', 'declare']
 
 # %% ../nbs/04a_problems.ipynb #imports
 import re
@@ -55,6 +55,10 @@ class FullError(settings.ChatbotError):
     """Say that as many are waiting as may."""
 
 
+class ClientFullError(settings.ChatbotError):
+    """Say that one client has as many requests here as it may."""
+
+
 class EndingError(settings.ChatbotError):
     """Say that the service is about to end."""
 
@@ -94,6 +98,7 @@ KINDS = {
     engine.EngineDiedError: Kind(503, "engine_died"),
     LoadingError: Kind(503, "loading", 2),
     FullError: Kind(429, "full", 2),
+    ClientFullError: Kind(429, "client_full", 2),
     EndingError: Kind(503, "ending", 5),
     NoModelError: Kind(404, "model_not_found"),
     SurpriseError: Kind(500, "internal"),

@@ -87,6 +87,8 @@ class Settings(BaseSettings):
     # How many replies the backend makes at once, and how many requests may wait for their turn.
     max_replies: int = Field(16, ge=1)
     max_waiting: int = Field(32, ge=0)
+    # How many of both one client may hold, a key or else an address; 0: as many as there are.
+    max_per_client: int = Field(0, ge=0)
     # Longest time in the line, and for replies under way when the backend is told to end, in s.
     waiting_timeout_s: float = Field(60, gt=0)
     ending_timeout_s: float = Field(20, ge=0)

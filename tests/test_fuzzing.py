@@ -85,7 +85,10 @@ def obey_stream(body: dict[str, Any]) -> None:
 
 
 def obey_order(body: dict[str, Any]) -> None:
-    """Let a chat begin with the system's messages, go on with the user's, and end asking."""
+    """Let a chat begin with the system's messages, go on with the user's, and end asking.
+
+    Only the assistant's messages stay without content.
+    """
     if not isinstance(messages := body.get("messages"), list):
         return
     began = asked = False
@@ -95,6 +98,8 @@ def obey_order(body: dict[str, Any]) -> None:
             message["role"] = role = "user"
         began = began or role in ("user", "assistant")
         asked = asked or role == "user"
+        if role in ("system", "developer", "user") and message.get("content") is None:
+            message["content"] = "?"
     if 0 < len(messages) < 2 * settings.MAX_TURNS:
         messages.append({"role": "user", "content": "?"})
 
@@ -103,7 +108,8 @@ def obey(body: object) -> object:
     """Return a body that keeps the rules which OpenAPI has no words for.
 
     The service refuses, though its schema cannot: two lists that are not of one length, a chat in
-    a wrong order or whose last message asks nothing, and a stream's options without a stream.
+    a wrong order or whose last message asks nothing, a message without content that is not the
+    assistant's, and a stream's options without a stream.
     What is allowed becomes what is allowed, too, or gets company; what breaks the schema stays as
     it is, so that a wrong body is still wrong, and for that one reason alone.
     """

@@ -1,8 +1,10 @@
 """The official client of the OpenAI API against the running backend, as its documentation says."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
@@ -209,31 +211,137 @@ def test_too_long_a_prompt_is_told_by_its_code(
 TOOL = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}
 
 
+NAMED = {"type": "function", "function": {"name": "clock"}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+AUDIO = {"voice": "alloy", "format": "wav"}
+
+
 @pytest.mark.parametrize(
-    ("options", "param"),
+    ("options", "param", "says"),
     [
-        ({"n": 2}, "n"),
-        ({"tools": [TOOL]}, "tools"),
-        ({"temperature": 3}, "temperature"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
-        ({"stop": ""}, "stop"),
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0].role"),
+        ({"n": 2}, "n", "1"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "auto or none"),
+        ({"tools": [TOOL], "tool_choice": NAMED}, "tool_choice", "auto or none"),
+        ({"function_call": {"name": "clock"}}, "function_call", "auto or none"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "text"),
+        ({"response_format": SCHEMA}, "response_format", "text"),
+        ({"logprobs": True}, "logprobs", "not told"),
+        ({"top_logprobs": 2}, "top_logprobs", "not told"),
+        ({"logit_bias": {"7": 100}}, "logit_bias", "empty"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "0"),
+        ({"frequency_penalty": 1}, "frequency_penalty", "0"),
+        ({"modalities": ["text", "audio"], "audio": AUDIO}, "modalities", "text"),
+        ({"audio": AUDIO}, "audio", "text"),
+        ({"web_search_options": {}}, "web_search_options", "web"),
+        ({"extra_body": {"grammar": 'root ::= "yes"'}}, "grammar", "no other form"),
+        ({"extra_body": {"guided_json": {"type": "object"}}}, "guided_json", "no other form"),
+        ({"extra_body": {"structured_outputs": {}}}, "structured_outputs", "no other form"),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
+        ({"stop": ""}, "stop", "at least 1"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0].role", "tools"),
+        ({"messages": [{"role": "user"}]}, "messages[0]", "no content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0]", "no content"),
     ],
 )
+@pytest.mark.parametrize("stream", [False, True])
 def test_what_is_not_offered_is_refused_by_name(
-    client: openai.OpenAI, options: dict[str, Any], param: str
+    client: openai.OpenAI, options: dict[str, Any], param: str, says: str, stream: bool
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        ask(client, "/echo hi", **options)
+        ask(client, "/echo hi", stream=stream, **options)
     assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
+    told = caught.value.body["message"]
+    assert param in told
+    assert says in told
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tools": [TOOL]},
+        {"tools": [], "tool_choice": None},
+        {"tools": [TOOL], "tool_choice": "auto", "parallel_tool_calls": True},
+        {"tools": [TOOL], "tool_choice": "none", "parallel_tool_calls": False},
+        {"functions": [TOOL["function"]], "function_call": "auto"},
+        {"response_format": {"type": "text"}},
+        {"store": True, "metadata": {"chat": "7"}, "service_tier": "auto"},
+        {"reasoning_effort": "low", "verbosity": "low", "modalities": ["text"]},
+        {"prediction": {"type": "content", "content": "hi"}, "seed": 7, "user": "someone"},
+        {"logit_bias": {}, "top_logprobs": 0, "logprobs": None, "audio": None},
+        {"prompt_cache_key": "a", "safety_identifier": "b"},
+        {"extra_body": {"of_next_year": {"deep": [1, None]}, "Of-Next-Year": "", "user": 7}},
+        {"extra_body": {"top_k": 40, "min_p": 0.1, "repeat_penalty": 1.1, "keep_alive": "5m"}},
+        {"max_tokens": 10_000_000},
+    ],
+)
+def test_what_does_no_harm_is_taken_and_changes_nothing(
+    client: openai.OpenAI, options: dict[str, Any]
+) -> None:
+    assert ask(client, "/echo one two", **options).choices[0].message.content == "one two"
+    more = {"stream_options": {"include_usage": True, "of_next_year": True}}
+    assert pieces_of(listen(client, "/echo one two", **options, **more)) == ["one", " two"]
+
+
+def test_messages_as_clients_keep_them_are_taken(client: openai.OpenAI) -> None:
+    cached = {"type": "text", "text": "/echo hi", "cache_control": {"type": "ephemeral"}}
+    failed = {"role": "assistant", "content": ""}
+    called = {"role": "assistant", "content": None, "refusal": None, "annotations": []}
+    chat = [
+        {"role": "system", "content": "", "name": "someone"},
+        {"role": "user", "content": "Hi", "id": "7", "timestamp": 7, "name": "A name!"},
+        failed,
+        {"role": "user", "content": "Hi?"},
+        called,
+        {"role": "user", "content": "Hello?"},
+        {"role": "assistant", "reasoning_content": "Well."},
+        {"role": "user", "content": [cached]},
+    ]
+    assert ask(client, messages=chat).choices[0].message.content == "hi"
+
+
+OPEN_WEBUI = json.loads(Path(__file__).with_name("open_webui.json").read_text())
+
+
+@pytest.mark.parametrize("task", [task for task in OPEN_WEBUI if task != "continued reply"])
+def test_what_open_webui_sends_is_answered(url: str, task: str) -> None:
+    """Send what Open WebUI 0.12.4 sent, with one of its 36 tools and its long prompts shortened."""
+    body = OPEN_WEBUI[task]
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30, trust_env=False)
+    assert answer.status_code == 200
+    if body["stream"]:
+        *events, end, _ = answer.text.split("\n\n")
+        chunks = [json.loads(each.removeprefix("data: ")) for each in events]
+        said = "".join(each["choices"][0]["delta"].get("content", "") for each in chunks)
+        assert end == "data: [DONE]"
+    else:
+        said = answer.json()["choices"][0]["message"]["content"]
+    assert said == engine.KNOWN_TEXT
 
 
 def test_picture_is_refused_by_its_place(client: openai.OpenAI) -> None:
     picture = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    text = {"type": "text", "text": "What is this?"}
+    with pytest.raises(openai.BadRequestError, match="only text") as caught:
+        ask(client, messages=[{"role": "user", "content": [text, picture]}])
+    assert caught.value.param == "messages[0].content[1].type"
+
+
+@pytest.mark.parametrize("content", [7, {"text": "hi"}])
+def test_content_of_another_kind_is_refused_by_its_place(
+    client: openai.OpenAI, content: object
+) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        ask(client, messages=[{"role": "user", "content": [picture]}])
-    assert caught.value.param in ("messages[0].content", "messages[0].content[0].type")
+        ask(client, messages=[{"role": "user", "content": content}])
+    assert caught.value.param == "messages[0].content"
+
+
+def test_reply_that_is_to_be_continued_is_refused_as_such(client: openai.OpenAI) -> None:
+    begun = OPEN_WEBUI["continued reply"]["messages"]
+    with pytest.raises(openai.BadRequestError, match="cannot be continued") as caught:
+        ask(client, messages=begun)
+    assert caught.value.param == "messages"
 
 
 def test_options_of_a_stream_without_one_are_refused(client: openai.OpenAI) -> None:

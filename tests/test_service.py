@@ -450,7 +450,7 @@ def test_key_opens_everything_and_its_absence_only_what_is_asked_from_outside(
         assert told.status_code == 401
         assert told.headers["www-authenticate"] == "Bearer"
         assert "new" not in told.text.replace("newer", "")
-    assert [service.http.get(path).status_code for path in ("/", "/ready")] == [200, 200]
+    assert [service.http.get(path).status_code for path in ("/", "/live", "/ready")] == [200] * 3
     for key, status in (("new", 200), ("old", 200), ("ne", 401), ("", 401), ("new, old", 401)):
         headers = {"Authorization": f"Bearer {key}".strip()}
         assert service.post({"user_input": "/echo hi"}, headers=headers).status_code == status
@@ -549,7 +549,8 @@ def test_documentation_has_every_route_and_asks_no_other_host(
     with open_context(browser, hosts) as context:
         tab = context.new_page()
         tab.goto(f"{service.url}/docs")
-        for path in ("/ready", "/chat", "/chat/stream", "/v1/models", "/v1/chat/completions"):
+        v1 = ("/v1/models", "/v1/chat/completions")
+        for path in ("/live", "/ready", "/chat", "/chat/stream", *v1):
             expect(tab.get_by_text(path, exact=True)).to_be_visible(timeout=TIMEOUT_MS)
         tab.get_by_text("/chat", exact=True).click()
         expect(tab.get_by_text("What is a microservice?")).to_be_visible(timeout=TIMEOUT_MS)
