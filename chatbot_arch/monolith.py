@@ -92,7 +92,8 @@ def describe_model() -> tuple[str, bool]:
         loaded = get_engine()
     except settings.ChatbotError as error:
         return str(error), True
-    return f"{loaded.model} on {loaded.name}", True
+    dtype = f", {loaded.dtype}" if loaded.dtype else ""
+    return f"{loaded.model} on {loaded.name}{dtype}", True
 
 # %% ../nbs/03_monolith.ipynb #main
 def main() -> None:
