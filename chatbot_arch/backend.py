@@ -286,17 +286,18 @@ async def liveness() -> Health:
 
 # %% ../nbs/04_backend.ipynb #readiness
 class Ready(BaseModel):
-    """Which model can answer, and under which engine."""
+    """Which model can answer, under which engine, with which weights."""
 
     status: str = Field(examples=["ready"])
     model: str = Field(examples=[settings.EMBEDDED_MODEL])
     engine: str = Field(examples=["transformers"])
+    dtype: str = Field(examples=["bfloat16"], description="Of the weights; empty if none.")
 
 
 @app.get("/ready", responses=problems.declare(400, 503))
 async def readiness(loaded: admission.LoadedEngine) -> Ready:
     """Answer once the engine can, naming model and engine; 503 before, and after it died."""
-    return Ready(status="ready", model=loaded.model, engine=loaded.name)
+    return Ready(status="ready", model=loaded.model, engine=loaded.name, dtype=loaded.dtype)
 
 
 @app.get(
@@ -331,7 +332,8 @@ def event_of(told: admission.Told | None, asking: admission.Asking) -> bytes:
     if isinstance(told, str):
         return admission.as_event({"text": told}, "token")
     if isinstance(told, engine.Finish):
-        made_by = {"model": asking.engine.model, "engine": asking.engine.name}
+        chatbot = asking.engine
+        made_by = {"model": chatbot.model, "engine": chatbot.name, "dtype": chatbot.dtype}
         facts = asdict(told) | {"turns_left_out": asking.turns_left_out}
         return admission.as_event(facts | made_by, "done")
     problem = problems.as_problem(asking.fault(told), asking.record.request_id)

@@ -375,11 +375,8 @@ def start_here(names: Sequence[str], cache_dir: Path, stack: ExitStack) -> dict[
 # %% ../nbs/09a_bench.ipynb #start-peers
 def start_peers(cache_dir: Path, stack: ExitStack) -> dict[str, AskAll]:
     """Return what answers over HTTP; `stack` stops the servers."""
-    import torch
-
     folder, packaged = model.embedded_model(cache_dir), model.fetch_gguf(cache_dir)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    dtype = str(batching.faster_dtype(device)).removeprefix("torch.")
+    dtype = str(batching.native_dtype(batching.best_device())).removeprefix("torch.")
     serve = serve_command(folder, dtype)
     commands = {
         SERVE: (serve, "/health", str(folder)),
@@ -575,13 +572,14 @@ def count_agreement(asked: engine.Engine, number: int) -> tuple[int, int]:
 ENGINES = ("transformers", "llamacpp")
 
 
-def measure_details(cache_dir: Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
+def measure_details(cache_dir: Path, rounds: int) -> dict[str, Any]:
     """Return the first words by turn, the stops, the memory and the agreement of our engines."""
-    turns, stops, agreement = [], [], []
+    turns, stops, agreement, dtypes = [], [], [], {}
     for name in ENGINES:
         for shared in (True, False):
             with closing(load_engine(name, cache_dir, shared)) as asked:
                 turn_times(asked, 0, turns=2)  # to warm up
+                dtypes[name] = asked.dtype
                 for number in range(1, rounds + 1):
                     times = turn_times(asked, number)
                     turns.append({"engine": name, "prefix shared": shared, "first_s": times})
@@ -600,7 +598,8 @@ def measure_details(cache_dir: Path, rounds: int) -> dict[str, list[dict[str, An
         for abandon in (False, True)
     ]
     print("memory done", flush=True)
-    return {"turns": turns, "stops": stops, "memory": memory, "agreement": agreement}
+    found = {"turns": turns, "stops": stops, "memory": memory, "agreement": agreement}
+    return {"dtypes": dtypes, **found}
 
 # %% ../nbs/09a_bench.ipynb #tabulate-turns
 def tabulate_turns(turns: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -689,6 +688,7 @@ def bench(rounds: int, label: str, folder: Path) -> None:
         loads = run_loads(in_order, rounds)
     details = measure_details(cache_dir, rounds)
     command = f"chatbot-bench-engines --rounds {rounds}"
+    print("dtypes:", ", ".join(f"{name} {dtype}" for name, dtype in details["dtypes"].items()))
     for table in (tabulate(loads), tabulate_ratios(loads), tabulate_turns(details["turns"])):
         print(f"\n{table.to_markdown(index=False)}")
     for name, digits in (("stops", 3), ("memory", 0), ("agreement", 0)):

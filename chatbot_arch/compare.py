@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'QUESTIONS', 'MEASURES', 'PACKAGES', 'COLORS', 'PAGE', 'REPLY_TOKENS', 'CompareError', 'Visit',
-           'start', 'visit', 'run', 'values_of', 'spread', 'summarize', 'compare_replies', 'describe_machine',
-           'describe_versions', 'draw', 'Results', 'make_folder', 'write_results', 'to_html', 'main', 'compare']
+           'start', 'ask_dtype', 'visit', 'run', 'values_of', 'spread', 'summarize', 'compare_replies',
+           'describe_machine', 'describe_versions', 'draw', 'Results', 'make_folder', 'write_results', 'to_html',
+           'main', 'compare']
 
 # %% ../nbs/09_compare.ipynb #imports
 import argparse
@@ -15,11 +16,12 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import httpx
 import pandas as pd
 import psutil
 from matplotlib.figure import Figure
@@ -46,6 +48,7 @@ class Visit:
     memory_mb: float  # of all processes together, after the last reply
     processes: int
     replies: list[str]
+    dtype: str = ""  # of the weights, as the backend says; the monolith was given the same
 
 # %% ../nbs/09_compare.ipynb #visit
 def start(
@@ -54,6 +57,11 @@ def start(
     """Start an architecture that keeps its conversations in `folder`, not among anybody's own."""
     database = {"CHATBOT_DATABASE_URL": f"sqlite:///{folder}/chats.db"}
     return launch.start(architecture, database | environment)
+
+
+def ask_dtype(url: str) -> str:
+    """Return what a backend says of its weights' dtype."""
+    return httpx.get(f"{url}/ready", trust_env=False).raise_for_status().json().get("dtype", "")
 
 
 def visit(
@@ -71,6 +79,7 @@ def visit(
                 first_answer_s = time.perf_counter() - started
                 answers = [user.ask(question) for question in questions[1:]]
                 memory_mb = app.memory_mb()
+                dtype = ask_dtype(app.servers[0].url) if architecture == "microservices" else ""
         except users.PageError as error:
             raise CompareError(f"The {architecture} failed: {error}") from error
         processes = sum(len(server.processes()) for server in app.servers)
@@ -83,6 +92,7 @@ def visit(
         memory_mb=memory_mb,
         processes=processes,
         replies=[answer.text for answer in (first, *answers)],
+        dtype=dtype,
     )
 
 # %% ../nbs/09_compare.ipynb #run
@@ -100,9 +110,14 @@ QUESTIONS = (
 def run(
     rounds: int, environment: dict[str, str], questions: Sequence[str] = QUESTIONS
 ) -> list[Visit]:
-    """Visit both architectures in turn, `rounds` times each, after one visit to warm up."""
+    """Visit both architectures in turn, `rounds` times each, after one visit to warm up.
+
+    The dtype of the first one's weights is what all are given.
+    """
     print("warming up ...", flush=True)
-    visit("microservices", questions[:1], environment)
+    dtype = visit("microservices", questions[:1], environment).dtype
+    if dtype in ("bfloat16", "float32"):
+        environment = environment | {"CHATBOT_DTYPE": dtype}
     visits = []
     for number in range(rounds):
         for architecture in ARCHITECTURES:
@@ -113,7 +128,7 @@ def run(
                 f"{len(done.reply_s)} replies in {sum(done.reply_s):.1f} s",
                 flush=True,
             )
-            visits.append(done)
+            visits.append(replace(done, dtype=dtype))
     return visits
 
 # %% ../nbs/09_compare.ipynb #measures
@@ -318,6 +333,7 @@ def compare(rounds: int, folder: Path) -> None:
         settings={
             "model": choice.model,
             "engine": choice.engine,
+            "dtype": visits[0].dtype,
             "longest reply in tokens": REPLY_TOKENS,
         },
         questions=list(QUESTIONS),
@@ -325,4 +341,5 @@ def compare(rounds: int, folder: Path) -> None:
     )
     paths = write_results(results, folder)
     print(f"\n{summarize(visits).to_markdown()}\n\n{compare_replies(visits)}")
+    print(f"{choice.model} on {choice.engine}, weights in {visits[0].dtype or 'no dtype'}.")
     print("Written:", ", ".join(str(path) for path in paths))

@@ -105,6 +105,7 @@ class Engine(Protocol):
 
     name: str
     model: str
+    dtype: str  # of the weights, such as bfloat16 or Q8_0; empty if there are none
 
     def fit(self, conversation: list[Message], options: Options) -> tuple[list[Message], int]:
         """Return the conversation that fits and the number of turns it lost, oldest first.
@@ -192,6 +193,7 @@ class FakeEngine:
 
     name = "fake"
     model = "known-text"
+    dtype = ""
 
     def __init__(
         self, first_token_s: float = 0.0, token_s: float = 0.01, reply_timeout_s: float = 120

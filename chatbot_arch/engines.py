@@ -42,7 +42,8 @@ def load_with_transformers(choice: settings.Settings, report: Report) -> engine.
 
     source = model.locate_model(choice)
     report("reading the weights")
-    network, tokenizer = batching.load_transformers(source)
+    dtype = None if choice.dtype == "auto" else choice.dtype
+    network, tokenizer = batching.load_transformers(source, dtype)
     if network.config.model_type == "blenderbot":
         return batching.EncoderDecoderEngine(
             choice.model, network, tokenizer, choice.reply_timeout_s

@@ -322,6 +322,7 @@ class Readiness(BaseModel):
 
     model: str = Field(max_length=500)
     engine: str = Field(max_length=500)
+    dtype: str = Field("", max_length=500)
 
 
 @st.cache_data(ttl=2, show_spinner=False)
@@ -352,7 +353,8 @@ def describe_model() -> tuple[str, bool]:
         return str(error), False
     if isinstance(answer, Failure):
         return answer.detail, False
-    return f"{answer.model} on {answer.engine}", True
+    dtype = f", {answer.dtype}" if answer.dtype else ""
+    return f"{answer.model} on {answer.engine}{dtype}", True
 
 # %% ../nbs/05_frontend.ipynb #main
 def main() -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SLOTS', 'CONTEXT_TOKENS', 'PROMPT_TOKENS_PER_STEP', 'start_server', 'Places', 'generate', 'read_control_tokens',
-           'LlamaCppEngine']
+           'read_dtype', 'LlamaCppEngine']
 
 # %% ../nbs/02c_llamacpp.ipynb #imports
 import queue
@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ import chatbot_arch.prompts as prompts
 
 if TYPE_CHECKING:
     import xllamacpp
+    from gguf import GGUFReader
 
 # %% ../nbs/02c_llamacpp.ipynb #start-server
 SLOTS = 16  # replies computed in one step; the others wait
@@ -110,14 +111,21 @@ def generate(
         inbox.put(engine.ReplyError(f"The model failed at this reply: {error}."))
 
 # %% ../nbs/02c_llamacpp.ipynb #read-control-tokens
-def read_control_tokens(gguf: Path) -> list[str]:
-    """Return the control tokens that a GGUF file names; the library takes seconds for it."""
-    from gguf import GGUFReader, TokenType
+def read_control_tokens(reader: "GGUFReader") -> list[str]:
+    """Return the control tokens that a GGUF file names."""
+    from gguf import TokenType
 
-    fields = GGUFReader(gguf).fields
-    kinds = fields["tokenizer.ggml.token_type"].contents()
-    tokens = fields["tokenizer.ggml.tokens"]
+    kinds = reader.fields["tokenizer.ggml.token_type"].contents()
+    tokens = reader.fields["tokenizer.ggml.tokens"]
     return [tokens.contents(i) for i, kind in enumerate(kinds) if kind == TokenType.CONTROL]
+
+
+def read_dtype(reader: "GGUFReader") -> str:
+    """Return the format that most bytes of a GGUF file's tensors are written in."""
+    sizes: Counter[str] = Counter()
+    for tensor in reader.tensors:
+        sizes[tensor.tensor_type.name] += int(tensor.n_bytes)
+    return sizes.most_common(1)[0][0]
 
 # %% ../nbs/02c_llamacpp.ipynb #llamacpp-engine
 class LlamaCppEngine(prompts.Windowed):
@@ -133,6 +141,8 @@ class LlamaCppEngine(prompts.Windowed):
         reply_timeout_s: float = 120,
         share_prefixes: bool = True,
     ) -> None:
+        from gguf import GGUFReader
+
         self.model = name
         self.reply_timeout_s = reply_timeout_s
         key = secrets.token_urlsafe()
@@ -147,7 +157,8 @@ class LlamaCppEngine(prompts.Windowed):
         self._closed, self._starting = threading.Event(), threading.Lock()
         properties = self._http.get("/props").raise_for_status().json()
         window = min(properties["default_generation_settings"]["n_ctx"], CONTEXT_TOKENS)
-        self._control_tokens = read_control_tokens(gguf)
+        reader = GGUFReader(gguf)
+        self._control_tokens, self.dtype = read_control_tokens(reader), read_dtype(reader)
         self._beginning = self._ask("/tokenize", content="", add_special=True)["tokens"]
         super().__init__(self._encode_prompt, window, max_new_tokens)
         self._places = Places()

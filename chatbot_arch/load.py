@@ -369,6 +369,7 @@ def measure_crowd(
         ThreadPoolExecutor(clients + 1) as crowd,
     ):
         truths = find_truths(server.url)
+        ready = httpx.get(f"{server.url}/ready", trust_env=False).json()
         idle = watcher.submit(watch_health, server.url, min(5.0, seconds)).result()
         health = watcher.submit(watch_health, server.url, seconds)
         memory = crowd.submit(watch_memory, server, stop)
@@ -382,6 +383,8 @@ def measure_crowd(
         megabytes = memory.result()
         third = max(1, len(megabytes) // 3)
         return {
+            "model": ready["model"],
+            "dtype": ready["dtype"],
             "clients": clients,
             "seconds": seconds,
             "counts": dict(sorted(counts.items())),

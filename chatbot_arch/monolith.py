@@ -126,7 +126,8 @@ def describe_model() -> tuple[str, bool]:
     if problem := find_problem(begun):
         return str(problem), True
     loaded = begun.result()
-    return f"{loaded.model} on {loaded.name}", True
+    dtype = f", {loaded.dtype}" if loaded.dtype else ""
+    return f"{loaded.model} on {loaded.name}{dtype}", True
 
 # %% ../nbs/03_monolith.ipynb #main
 def main() -> None:

@@ -82,6 +82,8 @@ class Settings(BaseSettings):
     model: str = EMBEDDED_MODEL
     # `transformers` runs chat models of a hub, `llamacpp` a GGUF file; `fake` says a known text.
     engine: Literal["transformers", "llamacpp", "fake"] = "transformers"
+    # The bits of a transformers model's weights; `auto` takes 16 where the device has them.
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     # How fast `fake` speaks, in seconds per token.
     fake_token_s: float = Field(0.01, ge=0)
     # How many replies the backend makes at once, and how many requests may wait for their turn.

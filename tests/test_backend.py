@@ -77,6 +77,7 @@ def test_health_answers_and_ready_does_not_while_loading(client: TestClient) -> 
         "status": "ready",
         "model": "known-text",
         "engine": "fake",
+        "dtype": "",
     }
 
 
