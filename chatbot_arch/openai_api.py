@@ -22,6 +22,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
 
 import chatbot_arch.admission as admission
+import chatbot_arch.bodies as bodies
 import chatbot_arch.engine as engine
 import chatbot_arch.problems as problems
 import chatbot_arch.settings as settings
@@ -42,7 +43,10 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: problems.Text | Annotated[list[TextPart], Field(min_length=1, max_length=100)]
+    content: (
+        problems.Text
+        | Annotated[list[TextPart], Field(min_length=1, max_length=100, fail_fast=True)]
+    )
     name: str | None = Field(None, max_length=100, description="Changes nothing.")
 
     def text(self) -> str:
@@ -86,12 +90,14 @@ class ChatCompletionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
 
     model: str = Field(max_length=500)
-    messages: list[ChatMessage] = Field(min_length=1, max_length=2 * settings.MAX_TURNS)
+    messages: list[ChatMessage] = Field(
+        min_length=1, max_length=2 * settings.MAX_TURNS, fail_fast=True
+    )
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2), engine.Number] | None = None
     top_p: Annotated[float, Field(gt=0, le=1), engine.Number] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4, fail_fast=True)] | None = None
     stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, max_length=500, description="Changes nothing.")
@@ -215,7 +221,7 @@ def reason_of(finish: engine.Finish) -> str:
     return REASONS.get(finish.reason, "stop")
 
 # %% ../nbs/04d_openai_api.ipynb #routes
-router = APIRouter(prefix="/v1", tags=["OpenAI API"])
+router = APIRouter(prefix="/v1", tags=["OpenAI API"], route_class=bodies.BodyRoute)
 
 
 class Model(BaseModel):
