@@ -196,7 +196,7 @@ class CheckedRequest(Request):
         """Return whether there was a body, as bytes."""
         return b"" if self.is_empty else b"?"
 
-    async def json(self) -> Any:
+    async def json(self) -> object:
         """Return what the body holds."""
         return self.value
 

@@ -28,6 +28,7 @@ DEADLINE_S = 60
 JSON = {"content-type": "application/json"}
 MOST = 7_900_000  # bytes: close to the largest body
 MORE_MB = 150  # that any of this may take
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 MODEL = engine.FakeEngine.model
 CODE = "def f(x):\n    return {'a': [1, \"b\\n\"], **x}  # so: one, two\n"
 
@@ -203,12 +204,15 @@ class Backend:
         return httpx.post(self.url + path, content=content, headers=headers, timeout=DEADLINE_S)
 
     def send(self, body: bytes, size: int) -> socket.socket:
-        """Announce a body of some size, send this much of it, and leave it at that."""
+        """Announce a body of some size; once it is awaited, send this much of it."""
         host, port = self.url.removeprefix("http://").split(":")
         sender = socket.create_connection((host, int(port)), timeout=DEADLINE_S)
         self._clients.enter_context(sender)
         head = f"POST /chat HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        sender.sendall(f"{head}Content-Length: {size}\r\n\r\n".encode() + body)
+        head += f"Expect: 100-continue\r\nContent-Length: {size}\r\n\r\n"
+        sender.sendall(head.encode())
+        assert sender.recv(len(CONTINUE), socket.MSG_WAITALL) == CONTINUE
+        sender.sendall(body)
         return sender
 
 
