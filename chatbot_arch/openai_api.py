@@ -35,6 +35,7 @@ from pydantic import (
 )
 
 import chatbot_arch.admission as admission
+import chatbot_arch.bodies as bodies
 import chatbot_arch.engine as engine
 import chatbot_arch.problems as problems
 import chatbot_arch.settings as settings
@@ -68,7 +69,7 @@ class TextPart(BaseModel):
 
 
 OneText = Annotated[problems.Text, Tag("a text")]
-Parts = Annotated[list[TextPart], Field(min_length=1, max_length=100), Tag("a list")]
+Parts = Annotated[list[TextPart], Field(min_length=1, max_length=100, fail_fast=True), Tag("a list")]
 Role = Literal["system", "developer", "user", "assistant"]
 NO_ROLE = "must be system, developer, user or assistant; tools are not called here"
 
@@ -123,9 +124,9 @@ EXAMPLE = {
     "messages": [{"role": "user", "content": "What is a microservice?"}],
     "max_tokens": 64,
 }
-Chat = Annotated[list[ChatMessage], Field(min_length=1, max_length=2 * settings.MAX_TURNS)]
+Chat = Annotated[list[ChatMessage], Field(min_length=1, max_length=2 * settings.MAX_TURNS, fail_fast=True)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
-Stops = Annotated[list[Stop], Field(max_length=4), Tag("a list")]
+Stops = Annotated[list[Stop], Field(max_length=4, fail_fast=True), Tag("a list")]
 Tokens = Annotated[int, Field(ge=1), engine.Number]
 One = Annotated[Literal[1], engine.Number]
 Zero = Annotated[Literal[0], engine.Number]
@@ -285,7 +286,7 @@ def reason_of(finish: engine.Finish) -> str:
     return REASONS.get(finish.reason, "stop")
 
 # %% ../nbs/04d_openai_api.ipynb #routes
-router = APIRouter(prefix="/v1", tags=["OpenAI API"])
+router = APIRouter(prefix="/v1", tags=["OpenAI API"], route_class=bodies.BodyRoute)
 
 
 class Model(BaseModel):

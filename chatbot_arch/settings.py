@@ -94,8 +94,10 @@ class Settings(BaseSettings):
     # Longest time in the line, and for replies under way when the backend is told to end, in s.
     waiting_timeout_s: float = Field(60, gt=0)
     ending_timeout_s: float = Field(20, ge=0)
-    # Largest body of a request, in megabytes.
+    # Largest body of a request, room for all large ones together, in MB; longest arrival, in s.
     max_body_mb: float = Field(8, gt=0)
+    max_bodies_mb: float = Field(32, gt=0)
+    body_timeout_s: float = Field(30, gt=0)
     # What the backend demands of who asks it; with several, `new,old`, any will do.
     api_key: Secret = SecretStr("")
     # The names by which the backend may be called, and the origins of other pages; `*`: any.

@@ -29,9 +29,11 @@ MAY_IMPORT = {
     "problems": {"engine"},
     "telemetry": {"problems"},
     "admission": {"engine", "problems", "telemetry"},
-    "openai_api": {"admission", "engine", "problems"},
+    "bodies": {"problems"},
+    "openai_api": {"admission", "bodies", "engine", "problems"},
     "backend": {
         "admission",
+        "bodies",
         "engine",
         "engines",
         "openai_api",
