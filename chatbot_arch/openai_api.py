@@ -69,7 +69,9 @@ class TextPart(BaseModel):
 
 
 OneText = Annotated[problems.Text, Tag("a text")]
-Parts = Annotated[list[TextPart], Field(min_length=1, max_length=100, fail_fast=True), Tag("a list")]
+Parts = Annotated[
+    list[TextPart], Field(min_length=1, max_length=100, fail_fast=True), Tag("a list")
+]
 Role = Literal["system", "developer", "user", "assistant"]
 NO_ROLE = "must be system, developer, user or assistant; tools are not called here"
 
@@ -124,7 +126,9 @@ EXAMPLE = {
     "messages": [{"role": "user", "content": "What is a microservice?"}],
     "max_tokens": 64,
 }
-Chat = Annotated[list[ChatMessage], Field(min_length=1, max_length=2 * settings.MAX_TURNS, fail_fast=True)]
+Chat = Annotated[
+    list[ChatMessage], Field(min_length=1, max_length=2 * settings.MAX_TURNS, fail_fast=True)
+]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Stops = Annotated[list[Stop], Field(max_length=4, fail_fast=True), Tag("a list")]
 Tokens = Annotated[int, Field(ge=1), engine.Number]

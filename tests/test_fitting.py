@@ -75,11 +75,11 @@ def test_fewest_turns_are_dropped_whatever_they_say(
         return ids(tokenizer, talk)
 
     dice, dropped = random.Random(family), []
-    for _ in range(150):
+    for _ in range(60):
         talk, room = random_talk(dice), dice.choice((20, 60, 128, 600, 3000))
         dropped.append(prompts.turns_to_drop(talk, lambda each: len(encode(each)), room))
         assert dropped[-1] == fewest_turns_to_drop(talk, encode, room), (talk, room)
-    assert len(set(dropped)) > 10
+    assert len(set(dropped)) > 8
 
 
 def characters(talk: Conversation) -> int:
