@@ -477,13 +477,16 @@ def save_and_open(conversation: store.Conversation) -> None:
 # %% ../nbs/01_utils.ipynb #show-facts
 def show_facts(turn: store.Turn) -> None:
     """Draw what the last reply took: model, seconds to the first word, tokens per second."""
-    facts = turn.facts
+    counted = ("first_s", "reply_s", "prompt_tokens", "reply_tokens")  # a database may hold more
+    facts = turn.facts | {
+        name: min(turn.facts.get(name) or 0, settings.MAX_COUNT) for name in counted
+    }
     lines = [f"{facts['model']} on {facts.get('engine')}"] if facts.get("model") else []
-    if facts.get("first_s"):
+    if facts["first_s"]:
         lines.append(f"first word after {facts['first_s']:.2f} s")
-    if tokens := facts.get("reply_tokens"):
-        lines.append(f"tokens: {tokens}, and {facts.get('prompt_tokens') or 0} in the prompt")
-        seconds = facts.get("reply_s", 0) - facts.get("first_s", 0)
+    if tokens := facts["reply_tokens"]:
+        lines.append(f"tokens: {tokens}, and {facts['prompt_tokens']} in the prompt")
+        seconds = facts["reply_s"] - facts["first_s"]
         if tokens > 1 and seconds > 0:
             lines.append(f"tokens per second: {(tokens - 1) / seconds:.1f}")
     if lines:

@@ -563,6 +563,16 @@ def test_sidebar_tells_what_answered_and_what_it_took(page: AppTest) -> None:
     assert "tokens: 1, and 1 in the prompt" in captions
 
 
+def test_facts_that_no_page_can_count_with_break_nothing(page: AppTest) -> None:
+    ask(page, "one")
+    (turn,) = page.session_state.conversation.turns
+    facts = turn.facts | {"reply_tokens": 10**400, "prompt_tokens": 10**400, "first_s": 1e308}
+    utils.get_store()[0].save_turn(turn.id, facts=facts)  # as an older file may have brought them
+    again = reopen(page)
+    assert not again.exception
+    assert "1000000000" in " ".join(caption.value for caption in again.sidebar.caption)
+
+
 def test_conversation_is_there_again_in_a_new_session(page: AppTest) -> None:
     ask(page, "one")
     ask(page, "two")
