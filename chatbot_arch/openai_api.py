@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Either', 'OneText', 'Parts', 'Role', 'NO_ROLE', 'EXAMPLE', 'Chat', 'Stop', 'Stops', 'Tokens', 'One', 'Zero', 'Off',
-           'NoBias', 'NO_TOOLS', 'NO_FORM', 'NO_ODDS', 'NO_PENALTY', 'REASONS', 'router', 'only', 'form_of', 'TextPart',
-           'ChatMessage', 'to_messages', 'check_order', 'TextFormat', 'StreamOptions', 'ChatCompletionRequest',
-           'options_of', 'stops_of', 'held_back', 'until_stop', 'ReplyMessage', 'Choice', 'Usage', 'ChatCompletion',
-           'usage_of', 'reason_of', 'Model', 'ModelList', 'retrieve_model', 'list_models', 'create_chat_completion',
-           'chunk', 'stream_chunks']
+           'NoBias', 'TextOnly', 'NO_TOOLS', 'NO_FORM', 'NO_ODDS', 'NO_PENALTY', 'REASONS', 'router', 'only', 'form_of',
+           'TextPart', 'ChatMessage', 'to_messages', 'check_order', 'TextFormat', 'StreamOptions',
+           'ChatCompletionRequest', 'options_of', 'stops_of', 'held_back', 'until_stop', 'ReplyMessage', 'Choice',
+           'Usage', 'ChatCompletion', 'usage_of', 'reason_of', 'Model', 'ModelList', 'retrieve_model', 'list_models',
+           'create_chat_completion', 'chunk', 'stream_chunks']
 
 # %% ../nbs/04d_openai_api.ipynb #imports
 import itertools
@@ -136,6 +136,7 @@ One = Annotated[Literal[1], engine.Number]
 Zero = Annotated[Literal[0], engine.Number]
 Off = Annotated[Literal[False], problems.Switch]
 NoBias = Annotated[dict[str, float], Field(max_length=0)]
+TextOnly = Annotated[list[Literal["text"]], Field(max_length=4, fail_fast=True)]
 
 NO_TOOLS = "must be auto or none: tools are not called here"
 NO_FORM = "is refused: a reply is text, and held to no other form"
@@ -174,7 +175,7 @@ class ChatCompletionRequest(BaseModel):
     tool_choice: Annotated[Literal["auto", "none"] | None, only(NO_TOOLS)] = None
     function_call: Annotated[Literal["auto", "none"] | None, only(NO_TOOLS)] = None
     response_format: Annotated[TextFormat | None, only(NO_FORM)] = None
-    modalities: Annotated[list[Literal["text"]] | None, only(NO_FORM)] = None
+    modalities: Annotated[TextOnly | None, only(NO_FORM)] = None
     logprobs: Annotated[Off | None, only(NO_ODDS)] = False
     top_logprobs: Annotated[Zero | None, only(NO_ODDS)] = None
     presence_penalty: Annotated[Zero | None, only(NO_PENALTY)] = 0

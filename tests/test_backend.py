@@ -195,6 +195,7 @@ def test_stream_sends_tokens_and_then_what_they_took(client: TestClient) -> None
                 "turns_left_out": 2,
                 "model": "known-text",
                 "engine": "fake",
+                "dtype": "",
             },
         ),
     ]
