@@ -512,21 +512,19 @@ def draw_sidebar(conversation: store.Conversation) -> None:
 Describe = Callable[[], tuple[str, bool]]
 
 
-def follow_model(describe: Describe, was_known: bool) -> None:
-    """Draw which model answers, or what it waits for; when it is there, run the page."""
-    sentence, is_known = describe()
-    if is_known and not was_known:
+def follow_model(describe: Describe) -> None:
+    """Run the page as soon as the model is there."""
+    if describe()[1]:
         st.rerun()
-    st.caption(bubbles.as_written(sentence))
 
 
-def show_model(describe: Describe) -> None:
-    """Draw which model answers, and look again every second while none can."""
-    _, is_known = describe()
+def show_model(describe: Describe, sentence: str, is_known: bool) -> None:
+    """Draw which model answers; while none can, draw what it waits for and look each second."""
     with st.sidebar:
         st.subheader("Model")
-        look_again_s = None if is_known else LOOK_AGAIN_S
-        st.fragment(follow_model, run_every=look_again_s)(describe, is_known)
+        st.caption(bubbles.as_written(sentence))
+        if not is_known:
+            st.fragment(follow_model, run_every=LOOK_AGAIN_S)(describe)
 
 # %% ../nbs/01_utils.ipynb #ask-box
 MAX_QUESTION_CHARS = 10_000
@@ -556,6 +554,7 @@ LEFT_OUT = (
 
 def draw_talk(respond: replies.Respond, describe: Describe) -> None:
     """Draw the page below its title."""
+    model, is_known = describe()  # it may take a while, so before there is a box to ask in
     with st.container():
         set_cookie()
     follow_address()
@@ -591,7 +590,7 @@ def draw_talk(respond: replies.Respond, describe: Describe) -> None:
     newest = st.fragment(draw_newest, run_every=poll_s)
     display_conversation(shown, lambda: newest(respond, shown[-1], writing))
     draw_sidebar(conversation)
-    show_model(describe)
+    show_model(describe, model, is_known)
 
 
 def keep_lists(turns: list[store.Turn]) -> None:
