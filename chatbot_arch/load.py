@@ -16,6 +16,7 @@ import contextlib
 import functools
 import http.client
 import json
+import math
 import multiprocessing
 import random
 import socket
@@ -113,7 +114,7 @@ class Layer:
     token_s: float
     tokens_per_s: float
     first_s: float
-    cpu_us: float
+    cpu_us: float = math.nan  # results of before had none
 
 
 def process_cpu_s(server: launch.Server) -> float:
@@ -176,7 +177,8 @@ def tabulate_layer(rounds: Sequence[Layer]) -> pd.DataFrame:
                 "n": len(kept),
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table if frame.cpu_us.notna().all() else table.filter(regex="^(?!CPU|layer)")
 
 # %% ../nbs/09b_load.ipynb #crowd
 CLIENTS, SECONDS, REPLY_TOKENS = 64, 60, 16
