@@ -77,7 +77,7 @@ def serve_postgresql() -> Iterator[Path]:
         with (
             log.open("w") as output,
             subprocess.Popen(
-                [sys.executable, guard.__file__, *drop, *postgres],
+                [sys.executable, guard.__file__, "10", *drop, *postgres],
                 cwd=folder,
                 stdin=subprocess.PIPE,
                 stdout=output,
