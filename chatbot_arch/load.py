@@ -376,9 +376,11 @@ def measure_crowd(
         health = watcher.submit(watch_health, server.url, seconds)
         memory = crowd.submit(watch_memory, server, stop)
         members = [Client(server.url, number, truths) for number in range(clients)]
-        for each in list(crowd.map(lambda member: member.run(seconds), members)):
-            counts += each
-        stop.set()
+        try:
+            for each in list(crowd.map(lambda member: member.run(seconds), members)):
+                counts += each
+        finally:
+            stop.set()  # or an error of a client would wait for the watcher
         ended = time.monotonic()
         while gauge(server.url) and time.monotonic() - ended < 30:
             time.sleep(0.05)

@@ -77,6 +77,15 @@ def test_crowd_asks_a_model_whose_replies_do_not_depend_on_the_batch(
     assert asked == [{"CHATBOT_DTYPE": "float32", "CHATBOT_ENGINE": "fake"}]
 
 
+def test_error_of_a_client_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(client: load.Client, seconds: float) -> None:
+        raise ConnectionError("cut")
+
+    monkeypatch.setattr(load.Client, "run", run)
+    with pytest.raises(ConnectionError, match="cut"):
+        load.measure_crowd({"CHATBOT_ENGINE": "fake"}, clients=2, seconds=0.1)
+
+
 def test_layer_costs_what_the_backend_used_beyond_the_engine() -> None:
     [row] = load.tabulate_layer(LAYER).to_dict("records")
     assert row["CPU/token, direct, µs"] == "25 (20 to 30)"
