@@ -117,6 +117,19 @@ def test_long_conversation_sends_no_more_than_a_short_one(
                 before = user.page.received_bytes
                 user.ask("/echo hello")
                 sent[length] = user.page.received_bytes - before
-    # Two whole runs and a few looks, of which only the new turn is new: no text is sent again.
+    # Two whole runs and a few looks, which draw the latest turns only, however many there are.
     assert sent[200] < 1.2 * sent[10]
     assert sent[200] < 200 * 500
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_page_sends_no_reference_to_what_the_browser_has(
+    architecture: launch.Architecture, tmp_path: Path
+) -> None:
+    # A fragment that runs again before its block was sent drops the block and keeps the references
+    # in it; the browser then cannot place them, and the whole page is gone.
+    with run_app(architecture, tmp_path) as app, users.PageUser(app.page_url) as user:
+        for _ in range(3):
+            user.ask(f"/echo {'a long reply ' * 1000}"[:9000])
+        assert user.page.received_bytes > 50_000
+        assert not user.page._kept, "these could be referred to"
