@@ -481,13 +481,14 @@ def show_facts(turn: store.Turn) -> None:
     facts = turn.facts | {
         name: min(turn.facts.get(name) or 0, settings.MAX_COUNT) for name in counted
     }
-    lines = [f"{facts['model']} on {facts.get('engine')}"] if facts.get("model") else []
+    names = filter(None, (facts.get("model"), facts.get("engine")))
+    lines = [" on ".join(names)] if facts.get("model") else []
     if facts["first_s"]:
         lines.append(f"first word after {facts['first_s']:.2f} s")
     if tokens := facts["reply_tokens"]:
         lines.append(f"tokens: {tokens}, and {facts['prompt_tokens']} in the prompt")
         seconds = facts["reply_s"] - facts["first_s"]
-        if tokens > 1 and seconds > 0:
+        if tokens > 1 and seconds > 0.001:  # else a file says nonsense
             lines.append(f"tokens per second: {(tokens - 1) / seconds:.1f}")
     if lines:
         st.subheader("Last reply")

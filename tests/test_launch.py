@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -238,6 +239,20 @@ app = launch.start("microservices", {FAKE!r}).wait_until_ready(120)
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which ports it gives")
+def test_free_port_is_none_that_the_system_gives_to_connections() -> None:
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+    first, last = map(int, given.split())
+    assert launch.find_free_port() not in range(first, last + 1)
+
+
+def test_taken_port_is_not_found() -> None:
+    taken = launch.find_free_port()
+    with socket.create_server((launch.HOST, taken)):
+        assert launch.find_free_port(taken) != taken
+    assert launch.find_free_port(taken) == taken
 
 
 def test_second_launcher_takes_a_free_port() -> None:
