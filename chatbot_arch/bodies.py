@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_VALUES', 'MAX_DEPTH', 'OTHERS', 'MAX_FIELDS', 'CROWDED', 'TOO_MANY', 'Validate', 'SMALL', 'FULL', 'find_marks',
-           'count_values', 'find_depth', 'CrowdedError', 'build_object', 'refuse', 'parse', 'check', 'Bodies', 'Body',
-           'be_late', 'read', 'CheckedRequest', 'check_in_thread', 'BodyRoute']
+           'count_values', 'find_depth', 'CrowdedError', 'build_object', 'body_error', 'parse', 'parse_and_validate',
+           'Bodies', 'Body', 'late_error', 'read', 'CheckedRequest', 'check_in_thread', 'BodyRoute']
 
 # %% ../nbs/04e_bodies.ipynb #imports
 import asyncio
@@ -19,6 +19,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 import chatbot_arch.problems as problems
 import chatbot_arch.settings as settings
@@ -32,7 +33,7 @@ OTHERS = bytes(set(range(256)) - set(b"{}[],:"))
 def find_marks(body: bytes | bytearray) -> bytes:
     """Return the brackets, commas and colons of JSON in UTF-8 that are outside of its texts.
 
-    Where there are more texts than values are allowed, the marks of too many values.
+    If there are more texts than values are allowed, return the marks of too many values.
     """
     bare = body.replace(rb"\\", b"").replace(rb"\"", b"")
     if bare.count(b'"') > 2 * MAX_VALUES:
@@ -41,7 +42,7 @@ def find_marks(body: bytes | bytearray) -> bytes:
 
 
 def count_values(marks: bytes) -> int:
-    """Return how many values and names there are, by their marks."""
+    """Return about how many values and names there are; an empty list or object counts twice."""
     return sum(marks.count(mark) for mark in (b"{", b"[", b",", b":"))
 
 
@@ -53,7 +54,7 @@ def find_depth(marks: bytes) -> int:
 # %% ../nbs/04e_bodies.ipynb #parse
 MAX_FIELDS = 300  # of one object
 CROWDED = f"holds an object of more than {MAX_FIELDS} fields"
-TOO_MANY = f"holds more than {MAX_VALUES} values"
+TOO_MANY = f"holds more than {MAX_VALUES} values (an empty list or object counts twice)"
 
 
 class CrowdedError(Exception):
@@ -67,8 +68,8 @@ def build_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return dict(pairs)
 
 
-def refuse(kind: str, says: str = "") -> RequestValidationError:
-    """Return what refuses a whole body."""
+def body_error(kind: str, says: str = "") -> RequestValidationError:
+    """Return the error of a whole body."""
     return RequestValidationError([{"type": kind, "loc": ("body",), "msg": says}])
 
 
@@ -82,12 +83,12 @@ def parse(body: bytes | bytearray) -> object:
         if find_depth(marks) > MAX_DEPTH:
             return HTTPException(400)
         if count_values(marks) > MAX_VALUES:
-            return refuse("too_many_values", TOO_MANY)
+            return body_error("too_many_values", TOO_MANY)
         return json.loads(text, object_pairs_hook=build_object)
     except CrowdedError:
-        return refuse("too_many_fields", CROWDED)
+        return body_error("too_many_fields", CROWDED)
     except json.JSONDecodeError:
-        return refuse("json_invalid")
+        return body_error("json_invalid")
     except (ValueError, RecursionError):
         return HTTPException(400)
 
@@ -95,7 +96,7 @@ def parse(body: bytes | bytearray) -> object:
 Validate = Callable[..., tuple[Any, list[dict[str, Any]]]]  # a field's, as FastAPI makes it
 
 
-def check(body: bytes | bytearray, validate: Validate) -> object:
+def parse_and_validate(body: bytes | bytearray, validate: Validate) -> object:
     """Return what a body holds, validated as FastAPI does, or the error that refuses it."""
     parsed = parse(body)
     if parsed is None or isinstance(parsed, Exception):
@@ -159,7 +160,7 @@ class Body:
         self._taken = 0
 
 # %% ../nbs/04e_bodies.ipynb #read
-def be_late(timeout_s: float) -> HTTPException:
+def late_error(timeout_s: float) -> HTTPException:
     """Return what refuses a body that takes too long, and closes its connection."""
     says = f"The body did not arrive within {timeout_s:g} s"
     return HTTPException(408, says, {"Connection": "close"})
@@ -179,7 +180,7 @@ async def read(request: Request, body: Body) -> None:
     except TimeoutError:
         if shared.is_ending:
             raise problems.EndingError from None
-        raise be_late(shared.timeout_s) from None
+        raise late_error(shared.timeout_s) from None
     except ClientDisconnect:
         raise problems.LeftError("The client left before its body had come.") from None
     finally:
@@ -193,7 +194,7 @@ class CheckedRequest(Request):
     is_empty = False
 
     async def body(self) -> bytes:
-        """Return whether there was a body, as bytes."""
+        """Return a stand-in for what was sent: FastAPI looks only whether it is empty."""
         return b"" if self.is_empty else b"?"
 
     async def json(self) -> object:
@@ -204,14 +205,24 @@ class CheckedRequest(Request):
 async def check_in_thread(body: Body, validate: Validate) -> object:
     """Return what a body holds, or raise what refuses it."""
     loop = asyncio.get_running_loop()
-    checked = await loop.run_in_executor(body.shared.pool, check, body.take_out(), validate)
+    checked = await loop.run_in_executor(
+        body.shared.pool, parse_and_validate, body.take_out(), validate
+    )
     if isinstance(checked, Exception):
         raise checked
     return checked
 
 # %% ../nbs/04e_bodies.ipynb #route
 class BodyRoute(APIRoute):
-    """A route whose body is bounded: in bytes, time and values."""
+    """A route whose body has a deadline, shares room with others, and is counted first."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; its body gives its room back when the whole reply is sent."""
+        body = scope["chatbot_arch.body"] = Body(scope["app"].state.bodies)
+        try:
+            await super().handle(scope, receive, send)
+        finally:
+            body.free()
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what handles a request once its body has been read and checked."""
@@ -220,16 +231,13 @@ class BodyRoute(APIRoute):
             return handle
 
         async def read_and_handle(request: Request) -> Response:
-            body = Body(request.app.state.bodies)
+            body: Body = request.scope["chatbot_arch.body"]
             checked = CheckedRequest(request.scope, request.receive)
             is_json = "json" in request.headers.get("content-type", "").lower()
-            try:
-                await read(request, body)
-                checked.is_empty = not body.content
-                if is_json and not checked.is_empty:
-                    checked.value = await check_in_thread(body, field.validate)
-                return await handle(checked)
-            finally:
-                body.free()
+            await read(request, body)
+            checked.is_empty = not body.content
+            if is_json and not checked.is_empty:
+                checked.value = await check_in_thread(body, field.validate)
+            return await handle(checked)
 
         return read_and_handle

@@ -69,7 +69,7 @@ class Server:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def processes(self) -> list[psutil.Process]:
-        """Return the server's processes that are alive, without the guard, dead or alive."""
+        """Return the server's processes that are alive; the guard is never among them."""
         number = self.process.pid  # nobody else gets it while its session lives
         if self.process.poll() is not None and psutil.pid_exists(number):
             return []  # the session has ended, and its number is another process's
@@ -136,7 +136,7 @@ def stop_server(server: Server) -> None:
 
 # %% ../nbs/07_launch.ipynb #find-free-port
 HOST = "127.0.0.1"
-PORTS = range(20_000, 32_768)  # a system takes others for connections, also between find and start
+PORTS = range(20_000, 32_768)  # Linux, macOS and Windows give higher ones to connections
 
 
 def is_free(port: int) -> bool:
@@ -215,18 +215,18 @@ class App:
         return self
 
     def memory_mb(self) -> float:
-        """Return the memory of all processes in MB: proportional set size where there is one."""
+        """Return the memory of all servers in MB: proportional set size where there is one."""
         return sum(
             process_memory_mb(process) for server in self.servers for process in server.processes()
         )
 
     def stop(self) -> None:
-        """End all servers once their replies have ended; a second call does nothing.
+        """End the backend once its replies have ended, then the page; twice does nothing.
 
-        An interrupt does not wait any longer: all are killed.
+        The monolith's replies are cut. An interrupt does not wait: all are killed.
         """
         try:
-            for server in reversed(self.servers):
+            for server in self.servers:
                 stop_server(server)
         except BaseException:
             for server in self.servers:
@@ -274,7 +274,7 @@ def backend_grace_s(environment: dict[str, str]) -> float:
 
 
 def start_backend(environment: dict[str, str], port: int = 0) -> Server:
-    """Start the backend on loopback; port 0 means any free one."""
+    """Start the backend on loopback, at the port or, if it is 0 or taken, at a free one."""
     port = find_free_port(port)
     url, grace_s = f"http://{HOST}:{port}", backend_grace_s(environment)
     return start_server("backend", backend_command(port), url, "/ready", environment, grace_s)
@@ -291,7 +291,8 @@ def start(
 ) -> App:
     """Start an architecture on loopback, stopping one of the same kind; do not wait for it.
 
-    `environment` holds settings for all its processes; port 0 means any free one.
+    `environment` holds settings for all its processes; for a port of 0, or one that is taken, a
+    free one is used.
     """
     if architecture in _running:
         _running.pop(architecture).stop()
@@ -330,7 +331,10 @@ def main() -> None:
             try:
                 watch(app.wait_until_ready())
             except KeyboardInterrupt:
-                print("Stopping after the last reply (Ctrl-C again: at once) ...", flush=True)
+                print(
+                    "Stopping; a backend finishes its replies (Ctrl-C again: at once) ...",
+                    flush=True,
+                )
                 raise
 
     settings.run_command(launch)

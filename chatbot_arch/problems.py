@@ -247,7 +247,10 @@ async def explain_fields(request: Request, error: RequestValidationError) -> JSO
     return answer(request.scope, Fault(422, "invalid_request", f"{detail}.", errors))
 
 
-UNREADABLE = "The body could not be read: it is no JSON in UTF-8, or holds it too deeply."
+UNREADABLE = (
+    "The body could not be read: it is no text in UTF-8, is nested too deeply, or holds a number "
+    "that is too long."
+)
 
 
 def too_large(limit_mb: float) -> Fault:

@@ -52,7 +52,7 @@ def encode_prompt(
 # %% ../nbs/02a_prompts.ipynb #text-ids
 def text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """Return the token ids of a text, control tokens included; safe between threads."""
-    # Unlike `encode`, this lets other Python threads run meanwhile.
+    # Unlike its `encode`, this lets other Python threads run meanwhile.
     backend = tokenizer.backend_tokenizer
     return backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
@@ -101,7 +101,7 @@ def blenderbot_input_ids(
 ) -> list[int]:
     """Return the token ids of a conversation as transformers 4.28 made them for Blenderbot.
 
-    With `last_tokens`, of a longer conversation the last ids only, and more than so many.
+    With `last_tokens`, only the end of a long conversation, of more than so many ids.
     """
     prefix = {"user": " ", "assistant": ""}
     turns = [prefix[m["role"]] + m["content"] for m in conversation if m["role"] != "system"]
@@ -122,7 +122,7 @@ def drop_turns(conversation: list[engine.Message], turns: int) -> list[engine.Me
     return system + conversation[len(system) + 2 * turns :]
 
 # %% ../nbs/02a_prompts.ipynb #fit-turns
-CHARS_PER_TOKEN = 4  # about; a text with others takes longer to fit, and loses no other turns
+CHARS_PER_TOKEN = 4  # about: a wrong guess costs time, never turns
 Count = Callable[[list[engine.Message]], int]
 
 
@@ -160,9 +160,9 @@ def guess_turns_to_drop(turns: list[engine.Message], count_tokens: Count, room: 
 def cut_turns(
     conversation: list[engine.Message], count_tokens: Count, room: int
 ) -> tuple[int, int]:
-    """Return the fewest oldest turns to drop to leave at most `room` tokens, and what is left.
+    """Return how many of the oldest turns to drop, and how many tokens that leaves.
 
-    All turns if none of them leaves so few.
+    As few as leave at most `room` tokens; all of them if the question alone is longer.
     """
     turns = [message for message in conversation[:-1] if message["role"] != "system"]
     every = len(turns) // 2

@@ -31,7 +31,7 @@ class Options:
 class Reply:
     """How a reply ended and what made it; tokens are None where nobody counted them."""
 
-    reason: str  # stop, length, cancelled or timeout
+    reason: str  # stop, length, cancelled, timeout or error
     model: str = ""
     engine: str = ""
     prompt_tokens: int | None = None
@@ -40,15 +40,20 @@ class Reply:
 
 # %% ../nbs/06b_replies.ipynb #stop
 class Stop(threading.Event):
-    """An event that is set by a person; `is_set` also says yes when the process is ending."""
+    """An event that ends a reply; it also counts as set when the process is ending."""
 
     def by_reader(self) -> bool:
-        """Return whether a person has set it."""
+        """Return whether a person has set it, by a click or by deleting the conversation."""
         return super().is_set()
 
     def is_set(self) -> bool:
         """Return whether the reply should end, because a person or the process wants it."""
         return self.by_reader() or not threading.main_thread().is_alive()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until a person sets it or the time is up; return whether the reply should end."""
+        super().wait(timeout)
+        return self.is_set()
 
 # %% ../nbs/06b_replies.ipynb #writing
 HEARTBEAT_S = 1.0  # how often an unchanged reply is saved, to show that it is alive

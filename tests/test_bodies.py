@@ -371,3 +371,18 @@ def test_who_leaves_in_mid_body_is_forgotten(run: Callable[..., Backend]) -> Non
         running.send(b"[" + b" " * MOST, 8_000_000).close()
         wait_until(lambda: running.post(body).status_code == 200)
     assert '"code": "client_left"' in running.server.log.read_text()
+
+
+def test_body_has_its_room_until_the_reply_is_at_its_end(run: Callable[..., Backend]) -> None:
+    running = run(max_bodies_mb=1, fake_token_s=0.05)
+    talk = {"user_input": "/echo " + "word " * 10_000}
+    large = json.dumps(talk | {"options": {}}).encode() + b" " * 900_000
+    small = b'{"user_input": "/echo hi"}' + b" " * 900_000
+    with httpx.stream(
+        "POST", f"{running.url}/chat/stream", content=large, headers=JSON, timeout=DEADLINE_S
+    ) as told:
+        lines = told.iter_lines()
+        assert next(lines) == "event: token"
+        assert running.post(small).status_code == 429
+        assert next(lines).startswith("data:")  # the reply goes on
+    wait_until(lambda: running.post(small).status_code == 200)  # the client has left

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -72,6 +73,15 @@ def wait_until_said(server: launch.Server, text: str) -> None:
         time.sleep(0.01)
 
 
+def wait_until_refused(url: str) -> None:
+    """Return once a server takes no more connections."""
+    deadline = time.monotonic() + 60
+    with contextlib.suppress(httpx.ConnectError):
+        while httpx.get(f"{url}/live", trust_env=False):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def replying(url: str, question: str) -> Iterator[Iterator[str]]:
     """Ask a backend; yield the rest of its answer's lines once it speaks."""
@@ -91,6 +101,24 @@ def read_end(lines: Iterator[str]) -> tuple[str, dict]:
     return event, json.loads(data.removeprefix("data: "))
 
 
+def read_turns(database: Path) -> list[tuple[str, str]]:
+    """Return each turn's reply and state, as the database holds them."""
+    address = f"file:{database}?mode=ro"
+    try:
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+            return connection.execute("SELECT reply, state FROM turns").fetchall()
+    except sqlite3.OperationalError:  # it is not there yet
+        return []
+
+
+def wait_until_kept(database: Path, text: str) -> None:
+    """Return once a turn's reply in the database begins with `text`."""
+    deadline = time.monotonic() + 60
+    while not any(reply.startswith(text) for reply, _ in read_turns(database)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 SLOW = FAKE | {"CHATBOT_FAKE_TOKEN_S": "0.1"}
 LONG = "/echo " + " ".join(map(str, range(80)))  # 8 s: longer than a page is given to end
 ENDLESS = "/echo " + "word " * 19_000
@@ -107,6 +135,20 @@ def test_stop_lets_a_reply_under_way_finish() -> None:
         stopping.result(60)
         assert processes
         assert not any(map(launch.is_alive, processes))
+
+
+def test_stop_lets_a_reply_of_the_page_finish(tmp_path: Path) -> None:
+    kept = {"CHATBOT_DATABASE_URL": f"sqlite:///{tmp_path / 'chats.db'}"}
+    with launch.start("microservices", SLOW | kept) as app:
+        app.wait_until_ready(120)
+        with users.PageUser(app.page_url) as user, ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(user.ask, LONG)
+            wait_until_kept(tmp_path / "chats.db", "0 1")
+            app.stop()
+            with contextlib.suppress(users.PageError):
+                asking.result(60)
+    [(reply, state)] = read_turns(tmp_path / "chats.db")
+    assert (reply, state) == (LONG.removeprefix("/echo "), "done")
 
 
 def test_stop_lets_the_backend_say_that_it_ends_a_reply() -> None:
@@ -143,12 +185,11 @@ def test_second_ctrl_c_does_not_wait_for_replies() -> None:
     with launched("chatbot-launch", "microservices", **environment) as launcher:
         url = re.search(r"backend (\S+)", wait_for_line(launcher, "Ready:"))[1]
         servers = psutil.Process(launcher.pid).children(recursive=True)
-        pages = [each for each in servers if "streamlit" in each.cmdline()]
-        assert (len(pages), len(servers)) == (2, 4)
+        assert len(servers) == 4  # each has a guard
         with replying(url, ENDLESS) as lines:
             launcher.send_signal(signal.SIGINT)
             assert "Ctrl-C again" in wait_for_line(launcher, "Stopping")
-            wait_until_gone(pages)
+            wait_until_refused(url)
             assert next(lines)  # the backend lets its reply go on
             assert launcher.poll() is None
             launcher.send_signal(signal.SIGINT)
