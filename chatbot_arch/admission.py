@@ -225,7 +225,9 @@ class Asking:
         def take() -> Generator[Told | None, None, None]:
             try:
                 yield from steps
-            except Exception:
+            except GeneratorExit:
+                raise
+            except BaseException:  # a panic in a library's Rust is no `Exception`
                 telemetry.LOG.exception("failed", extra={"request_id": self.record.request_id})
                 yield problems.SurpriseError()
 
@@ -346,8 +348,10 @@ class Asking:
 
     async def aclose(self) -> None:
         """Close once the reply's thread has ended."""
-        await self._teller.end()
-        self.close()
+        try:
+            await self._teller.end()
+        finally:
+            self.close()
 
 # %% ../nbs/04c_admission.ipynb #dependency
 async def get_engine(request: Request) -> engine.Engine:  # async, so never behind a reply
@@ -384,8 +388,10 @@ async def open_asking(request: Request, loaded: LoadedEngine) -> AsyncIterator[A
         yield asking
     finally:
         watching.cancel()
-        await asking.aclose()
-        state.askings.discard(asking)
+        try:
+            await asking.aclose()
+        finally:
+            state.askings.discard(asking)
 
 
 AskingNow = Annotated[Asking, Depends(open_asking)]

@@ -111,7 +111,7 @@ def load_in_background(
             loading.set_result(loaded)
         except settings.ChatbotError as error:
             give_up(error)
-        except Exception:
+        except BaseException:  # a panic in a library's Rust is no `Exception`
             traceback.print_exc()
             os._exit(1)
 

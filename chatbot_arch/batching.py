@@ -369,7 +369,7 @@ def work(
         try:
             if batch:
                 generate(batch)
-        except Exception as error:
+        except BaseException as error:  # a panic in a library's Rust is no `Exception`
             for each in batch:
                 each.inbox.put(engine.ReplyError(f"The model failed at this reply: {error}."))
     for each in held + take_all(waiting, timeout_s=0):

@@ -25,7 +25,7 @@ class Loading:
     """The engine of this process: loaded in a thread, and anew only for a question."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
         self._begin(settings.read_settings())
         atexit.register(self.close)
 
@@ -40,7 +40,7 @@ class Loading:
             return engines.load_engine(choice, self.report)
         except settings.ChatbotError:
             raise
-        except Exception as error:
+        except BaseException as error:  # a panic in a library's Rust is no `Exception`
             traceback.print_exc()
             raise engine.EngineDiedError(f"The model could not be loaded: {error}.") from error
 
@@ -51,14 +51,16 @@ class Loading:
     def renew(self) -> Future[engine.Engine]:
         """Return the engine; if it failed or died, close it first and begin to load another."""
         with self._lock:
-            if self.engine.done() and find_problem(self.engine):
+            if not self._closed and self.engine.done() and find_problem(self.engine):
                 choice = settings.read_settings()
                 self.engine.add_done_callback(close_loaded)
                 self._begin(choice)
             return self.engine
 
     def close(self) -> None:
-        """Close the engine, at once or as soon as it is loaded."""
+        """Close the engine, at once or as soon as it is loaded; no other is loaded here."""
+        with self._lock:
+            self._closed = True
         atexit.unregister(self.close)
         self.engine.add_done_callback(close_loaded)
 

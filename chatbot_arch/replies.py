@@ -119,8 +119,12 @@ class Writing:
     def save_again(self) -> None:
         """Try once more to save a reply that has ended and could not be saved."""
         with self._lock:
-            if self._done.is_set() and self._unsaved and not self._gone:
+            if self.is_lost():
                 self._save(self.turn.state)
+
+    def is_lost(self) -> bool:
+        """Return whether the reply has ended, could not be saved so far, and still may be."""
+        return self._done.is_set() and bool(self._unsaved) and not self._gone
 
     def give_up(self) -> None:
         """End a reply that was never begun."""
@@ -145,10 +149,10 @@ class Writing:
         except settings.ChatbotError as error:
             self._error = str(error)
             self._finish("failed", Reply("error"))
-        except Exception:
-            traceback.print_exc()
+        except BaseException:  # a panic in a library's Rust is no `Exception`
             self._error = UNEXPECTED
             self._finish("failed", Reply("error"))
+            traceback.print_exc()
 
     def _finish(self, state: str, reply: Reply) -> None:
         with self._lock:
@@ -181,8 +185,8 @@ class Writing:
                 self._gone = True
                 self.stop.set()
         except Exception:
-            traceback.print_exc()
             self._unsaved = UNEXPECTED_UNSAVED
+            traceback.print_exc()
         else:
             self._unsaved = ""
             self._saved = self._text
@@ -218,9 +222,17 @@ class StillWritingError(settings.ChatbotError):
 
 
 def keep_alive(writing: Writing) -> None:
-    """Save a reply again and again until it has ended, whether or not a page looks at it."""
+    """Save a reply again and again until it has ended and is saved, whether or not a page looks.
+
+    A newer reply of its conversation takes over, and the end of the process ends it.
+    """
     while not writing.wait(HEARTBEAT_S):
         writing.look()
+    while writing.is_lost() and find(writing.turn.conversation_id) is writing:
+        if not threading.main_thread().is_alive():
+            return
+        time.sleep(HEARTBEAT_S)
+        writing.save_again()
 
 
 def reserve(writing: Writing) -> Writing | None:
@@ -234,7 +246,8 @@ def reserve(writing: Writing) -> Writing | None:
         if before and not before.wait(0):
             _writings[key] = before
             raise StillWritingError("A reply is being written. Wait for it, or stop it first.")
-        finished = [name for name, each in _writings.items() if each.wait(0)]
+        saved = lambda each: each.wait(0) and not each.is_lost()  # noqa: E731
+        finished = [name for name, each in _writings.items() if saved(each)]
         for name in finished[:-FINISHED_KEPT]:
             del _writings[name]
         _writings[key] = writing
@@ -243,28 +256,32 @@ def reserve(writing: Writing) -> Writing | None:
 
 def give_back(writing: Writing, before: Writing | None) -> None:
     """Undo `reserve`."""
-    writing.give_up()
+    key = writing.turn.conversation_id
     with _lock:
-        del _writings[writing.turn.conversation_id]
+        writing.give_up()
+        del _writings[key]
         if before:
-            _writings[before.turn.conversation_id] = before
+            _writings[key] = before
 
 
 def start(writing: Writing, prepare: Callable[[], None] = lambda: None) -> None:
     """Make a reply in a thread, after `prepare`; if that raises, nothing has begun.
 
-    Raises `StillWritingError` if its conversation has a reply under way already.
+    Raises `StillWritingError` if its conversation has a reply under way already, and
+    `ChatbotError` if the system gives no more threads.
     """
     before = reserve(writing)
     try:
         if before:
             before.save_again()
         prepare()
-    except BaseException:
+        threading.Thread(target=keep_alive, args=(writing,), name="keep-reply").start()
+        threading.Thread(target=writing.run, name="reply").start()
+    except BaseException as error:
         give_back(writing, before)
+        if isinstance(error, RuntimeError):
+            raise settings.ChatbotError(f"The reply cannot begin: {error}. Ask again.") from error
         raise
-    threading.Thread(target=writing.run, name="reply").start()
-    threading.Thread(target=keep_alive, args=(writing,), name="keep-reply").start()
 
 
 def find(conversation_id: str) -> Writing | None:

@@ -184,6 +184,8 @@ def read_url(text: str) -> sa.URL:
     if url and url.drivername == "sqlite":
         return sa.make_url("sqlite://") if url.database == ":memory:" else url
     if url and url.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
+        if "@" in f"{url.host}{url.database}":  # and a part of the password before it
+            raise StoreError("The database's URL holds one @ too many. Write %40 in a password.")
         return url.set(drivername="postgresql+psycopg")
     raise StoreError(
         "The database's URL is of no known kind. "
@@ -370,11 +372,13 @@ class Conversations(Database):
 def place_turn(session: orm.Session, turn: Turn, replaces: str | None) -> None:
     """Add a turn at its conversation's end, in place of the last one if it `replaces` that.
 
+    One of the same id goes: it was saved before, but the connection broke before it said so.
     Sets the turn's position. Raises `GoneError` if there is no such conversation.
     """
     conversation = session.get(Conversation, turn.conversation_id, with_for_update=True)
     if conversation is None:
         raise GoneError("conversation")
+    session.execute(sa.delete(Turn).where(Turn.id == turn.id))
     of_this = sa.select(Turn).where(Turn.conversation_id == conversation.id)
     last = session.scalars(of_this.order_by(Turn.position.desc()).limit(1)).first()
     turn.position = last.position + 1 if last else 0

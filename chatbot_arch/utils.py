@@ -8,11 +8,11 @@ __all__ = ['NO_DATABASE', 'COOKIE', 'COOKIE_S', 'ADDRESS', 'LATEST_TURNS', 'UNKN
            'MAX_FILE_MB', 'Describe', 'MAX_QUESTION_CHARS', 'LEFT_OUT', 'remember_failure', 'report_errors',
            'get_store', 'warn_once', 'get_browser', 'set_cookie', 'enter', 'follow_address', 'open_conversation',
            'recall', 'default_options', 'chosen_options', 'choose_options', 'leave_conversation', 'clear_conversation',
-           'is_kept', 'ask', 'collect', 'add_unsaved', 'draw_writing', 'lives_elsewhere', 'draw_elsewhere', 'rate',
-           'draw_turn', 'edit_turn', 'draw_newest', 'display_conversation', 'draw_group', 'latest',
-           'download_conversation', 'open_listed', 'list_conversations', 'change_conversation', 'save_and_open',
-           'show_facts', 'draw_sidebar', 'follow_model', 'show_model', 'ask_box', 'draw_talk', 'keep_lists',
-           'chat_page']
+           'is_kept', 'ask', 'collect', 'unsaved_here', 'merge', 'add_unsaved', 'draw_writing', 'lives_elsewhere',
+           'draw_elsewhere', 'rate', 'draw_turn', 'edit_turn', 'draw_newest', 'display_conversation', 'draw_group',
+           'latest', 'download_conversation', 'open_listed', 'list_conversations', 'change_conversation',
+           'save_and_open', 'show_facts', 'draw_sidebar', 'follow_model', 'show_model', 'ask_box', 'draw_talk',
+           'keep_lists', 'chat_page']
 
 # %% ../nbs/01_utils.ipynb #imports
 import re
@@ -98,6 +98,7 @@ def enter(conversation_id: str) -> None:
     st.session_state.conversation = None
     st.session_state.turns_shown = LATEST_TURNS
     st.session_state.editing = st.session_state.failure = ""
+    st.session_state.unread = True
 
 
 def follow_address() -> None:
@@ -123,16 +124,20 @@ def open_conversation() -> store.Conversation:
     try:
         found = get_store()[0].load(state.conversation_id)
     except store.StoreError as error:
-        found, state.failure = state.conversation, str(error)
+        found, is_read = state.conversation, False
+        state.failure = state.unreadable = str(error)
     else:
+        is_read = True
+        if state.failure == state.pop("unreadable", None):
+            state.failure = ""
         if found is None and ADDRESS in st.query_params and not get_store()[1]:
             enter(store.new_id())
             state.failure = UNKNOWN
             del st.query_params[ADDRESS]
     fresh = found or store.Conversation(id=state.conversation_id, owner=get_browser())
-    if state.conversation is None:
+    if state.conversation is None or (is_read and state.unread):
         recall(fresh)
-    state.conversation = fresh
+    state.conversation, state.unread = fresh, state.unread and not is_read
     return fresh
 
 
@@ -200,6 +205,8 @@ def ask(respond: replies.Respond, question: str, replaces: store.Turn | None = N
     )
     st.session_state.editing = st.session_state.failure = ""
     with report_errors(question):
+        if st.session_state.unread:  # its options are not known, nor what was said
+            raise store.StoreError(st.session_state.unreadable)
         kept = get_store()[0]
         seen = [turn for turn in past if is_kept(turn)]
         replaced = replaces.id if replaces else None
@@ -223,18 +230,27 @@ def collect(writing: replies.Writing) -> None:
             state.unsaved = [*state.get("unsaved", []), writing]
 
 
+def unsaved_here() -> list[replies.Writing]:
+    """Return the replies of the page's conversation that could not be saved so far."""
+    here = st.session_state.conversation_id
+    return [each for each in st.session_state.unsaved if each.turn.conversation_id == here]
+
+
+def merge(turns: list[store.Turn], unsaved: list[replies.Writing]) -> list[store.Turn]:
+    """Return turns with those that could not be saved, each for the one that it replaces."""
+    by_id = {turn.id: turn for turn in turns} | {each.turn.id: each.turn for each in unsaved}
+    for each in unsaved:
+        by_id.pop(each.replaces, None)
+    return sorted(by_id.values(), key=lambda turn: (turn.position, turn.saved_at))
+
+
 def add_unsaved(conversation: store.Conversation) -> None:
     """Add what could not be saved so far to the turns of its conversation, and say so."""
-    state, turns = st.session_state, conversation.turns
+    state = st.session_state
     state.unsaved = [each for each in state.get("unsaved", []) if each.look().unsaved]
-    here = [each for each in state.unsaved if each.turn.conversation_id == conversation.id]
-    if here:
+    if here := unsaved_here():
         state.failure = NOT_SAVED.format(error=here[-1].look().unsaved)
-        by_id = {turn.id: turn for turn in turns} | {each.turn.id: each.turn for each in here}
-        for each in here:
-            by_id.pop(each.replaces, None)
-        order = lambda turn: (turn.position, turn.saved_at)  # noqa: E731
-        conversation.turns = sorted(by_id.values(), key=order)
+        conversation.turns = merge(conversation.turns, here)
     elif state.failure.startswith(NOT_SAVED[:30]):
         state.failure = ""
 
@@ -383,20 +399,30 @@ def draw_group(
                         draw_turn(turns[position])
 
 # %% ../nbs/01_utils.ipynb #download-conversation
-def latest(kept: store.Store, conversation: store.Conversation) -> store.Conversation:
-    """Return a conversation as the store has it now, or as the page has it if it cannot say."""
+def latest(
+    kept: store.Store, conversation: store.Conversation, unsaved: list[replies.Writing]
+) -> store.Conversation:
+    """Return a conversation as the store has it now, with what could not be saved.
+
+    As the page has it, if the store cannot say.
+    """
     try:
-        return kept.load(conversation.id) or conversation
+        found = kept.load(conversation.id)
     except store.StoreError:
+        found = None
+    if found is None:
         return conversation
+    found.turns = merge(found.turns, [each for each in unsaved if each.look().unsaved])
+    return found
 
 
 def download_conversation() -> None:
     """Draw the button that saves the conversation as CSV, without running the script again."""
     conversation, kept = st.session_state.conversation, get_store()[0]
+    unsaved = unsaved_here()  # known here: the button's click has no session
     st.download_button(
         "💾 Download conversation",
-        data=lambda: exports.conversation_csv(latest(kept, conversation).turns).encode(),
+        data=lambda: exports.conversation_csv(latest(kept, conversation, unsaved).turns).encode(),
         file_name="conversation.csv",
         mime="text/csv",
         on_click="ignore",
@@ -454,11 +480,11 @@ MAX_FILE_MB = 20
 
 def save_and_open(conversation: store.Conversation) -> None:
     """Draw what saves the conversation as JSON, and opens a saved one as a new conversation."""
-    kept = get_store()[0]
+    kept, unsaved = get_store()[0], unsaved_here()
     with st.expander("Save and open"):
         st.download_button(
             "Save as JSON",
-            data=lambda: exports.conversation_json(latest(kept, conversation)).encode(),
+            data=lambda: exports.conversation_json(latest(kept, conversation, unsaved)).encode(),
             file_name="conversation.json",
             mime="application/json",
             on_click="ignore",
@@ -533,7 +559,8 @@ MAX_QUESTION_CHARS = 10_000
 
 def ask_box() -> str:
     """Draw the last failure and the box to ask in; return the question, empty if there is none."""
-    if question := st.session_state.pop("put_back", ""):
+    asked_now = st.session_state.get("user_input")  # it is answered first
+    if not asked_now and (question := st.session_state.pop("put_back", "")):
         st.session_state.user_input = question
     place = st.container()
     with st.container():  # inside a container the box stays here; outside it sinks to the bottom

@@ -23,6 +23,7 @@ import chatbot_arch.engines as engines
 import chatbot_arch.launch as launch
 import chatbot_arch.openai_api as openai_api
 import chatbot_arch.problems as problems
+import chatbot_arch.settings as settings
 
 DEADLINE_S = 60
 JSON = {"content-type": "application/json"}
@@ -275,6 +276,23 @@ def test_large_head_is_refused_and_not_kept(run: Callable[..., Backend]) -> None
     assert running.memory_mb() - running.began_mb < MORE_MB
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("max_bodies_mb", "inf", "finite"),
+        ("max_body_mb", "inf", "finite"),
+        ("max_bodies_mb", "7.5", "at least CHATBOT_MAX_BODY_MB, 8"),
+        ("max_body_mb", "64", "at least CHATBOT_MAX_BODY_MB, 64"),
+    ],
+)
+def test_room_that_no_body_or_any_body_fits_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(f"CHATBOT_{name.upper()}", value)
+    with pytest.raises(settings.SettingsError, match=says):
+        settings.read_settings()
+
+
 # The time
 
 
@@ -374,7 +392,7 @@ def test_who_leaves_in_mid_body_is_forgotten(run: Callable[..., Backend]) -> Non
 
 
 def test_body_has_its_room_until_the_reply_is_at_its_end(run: Callable[..., Backend]) -> None:
-    running = run(max_bodies_mb=1, fake_token_s=0.05)
+    running = run(max_body_mb=1, max_bodies_mb=1, fake_token_s=0.05)
     talk = {"user_input": "/echo " + "word " * 10_000}
     large = json.dumps(talk | {"options": {}}).encode() + b" " * 900_000
     small = b'{"user_input": "/echo hi"}' + b" " * 900_000

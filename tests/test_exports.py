@@ -658,6 +658,34 @@ def test_signs_are_escaped_and_the_markdown_stays(text: str) -> None:
     assert parser.render(bubbles.as_written(text)) == parser.render(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[note]: hello",
+        "[1]: https://example.com",
+        'See [there][1].\n\n[1]: https://example.com "A :smile: for $5"',
+        "> [a]: b",
+        "- [a]: b",
+        "[a]: b\n[a]: c",
+        "[a]:\nb",
+        "[^1]: A note for $5 and $6.",
+    ],
+)
+def test_what_defines_a_link_or_a_note_is_shown(text: str) -> None:
+    shown = bubbles.as_written(text)
+    assert "]:" not in shown
+    assert "$" not in shown
+    html_of = MarkdownIt().enable("table").render(shown)
+    read = html.unescape(re.sub(r"<[^>]+>", " ", html_of))
+    for word in re.findall(r"\w+", text):
+        assert word in read
+
+
+def test_definition_in_code_stays() -> None:
+    text = "```\n[a]: b\n```\n\nand `[a]: b`"
+    assert bubbles.as_written(text) == text
+
+
 @PROPERTY
 @given(
     some.lists(some.sampled_from(("$5", ":red[x]", ":a:", "word ", "\n\n", "*", "\\$")), max_size=9)

@@ -145,6 +145,25 @@ def test_share_is_given_back_however_a_request_ends(serve: Serve, ask: Ask) -> N
     wait_until(lambda: not backend.app.state.line.held)
 
 
+@pytest.mark.parametrize("step", ["fit", "stream"])
+def test_place_is_given_back_when_a_library_panics(
+    serve: Serve, ask: Ask, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    class Panic(BaseException):
+        """As Rust's libraries raise it: no `Exception`."""
+
+    def panic(*arguments: object) -> None:
+        raise Panic
+
+    client = ask(serve(max_replies=1, max_waiting=0, max_per_client=1)).http
+    with monkeypatch.context() as broken:
+        broken.setattr(engine.FakeEngine, step, panic)
+        assert client.post("/chat", json=SHORT).status_code == 500
+    wait_until(lambda: not backend.app.state.line.held)
+    assert not backend.app.state.askings
+    assert client.post("/chat", json=SHORT).status_code == 200
+
+
 def test_key_is_the_client_wherever_it_comes_from(serve: Serve, ask: Ask) -> None:
     url = serve(max_per_client=1, api_key="one,two")
     here, there = ask(url, "one"), ask(url, "one", address="127.0.0.2")

@@ -856,8 +856,9 @@ def test_password_in_the_address_is_sent_and_never_shown(
         f"me:{SECRET}@127.0.0.1",
         f"http://127.0.0.1/?token={SECRET}",
         f"http://127.0.0.1/#{SECRET}",
+        f"http://me:12/{SECRET}@127.0.0.1",
     ],
-    ids=["port", "ftp", "no-scheme", "query", "fragment"],
+    ids=["port", "ftp", "no-scheme", "query", "fragment", "slash"],
 )
 def test_address_that_cannot_be_used_is_not_shown(
     page: Callable[[str], AppTest], address: str

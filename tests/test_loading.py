@@ -95,6 +95,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Loads]]:
     for writing in list(replies._writings.values()):
         writing.stop.set()
         assert writing.wait(DEADLINE_S)
+    replies._writings.clear()
     st.cache_resource.clear()
 
 
@@ -277,6 +278,16 @@ def test_cleared_cache_closes_its_engine_once(use: Callable[..., Loads]) -> None
     st.cache_resource.clear()  # as Streamlit's menu does
     settled(loads, open_page())
     assert [each.closed for each in loads.loaded] == [1, 0]
+
+
+def test_closed_loading_loads_no_engine_that_nobody_closes(use: Callable[..., Loads]) -> None:
+    loads = use(ClosableEngine)
+    held = monolith.Loading()  # by a reply under way, while its page's menu clears the cache
+    only = held.engine.result(DEADLINE_S)
+    held.close()
+    only.check = fail  # as a closed engine says
+    assert held.renew().result(DEADLINE_S) is only
+    assert loads.begun == 1
 
 
 ENDS = """

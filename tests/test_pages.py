@@ -35,7 +35,7 @@ class CountingEngine(engine.FakeEngine):
         self.options: list[engine.Options] = []
         self.under_way = 0
         self.turns_left_out = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.error_after = 0  # pieces
 
     def fit(self, conversation: list, options: engine.Options) -> tuple[list, int]:
@@ -92,6 +92,8 @@ def page(
     for writing in list(replies._writings.values()):  # nothing outlives its test
         writing.stop.set()
         assert writing.wait(DEADLINE_S)
+    replies._writings.clear()
+    wait_until(lambda: not any(each.name == "keep-reply" for each in threading.enumerate()))
 
 
 def open_page(script: str, conversation_id: str = "") -> AppTest:
@@ -432,8 +434,111 @@ def test_reply_that_cannot_be_saved_stays_on_its_page_and_blocks_nothing(
     assert "This one cannot be saved." in page.error[0].value
     assert [question for question, _, _ in shown(page)] == ["one", "never", "three"]
     assert [question for question, _, _ in shown(page.run())] == ["one", "never", "three"]
+    conversation, kept = page.session_state.conversation, utils.get_store()[0]
+    assert len(kept.load(conversation.id).turns) == 2
+    saved = utils.latest(kept, conversation, page.session_state.unsaved)  # what a download holds
+    assert [turn.question for turn in saved.turns] == ["one", "never", "three"]
     page.chat_input[0].set_value("").run()
     assert turns(page)["past_user_inputs"] == ["one", "never", "three"]
+
+
+def test_end_that_could_not_be_saved_is_saved_later_though_nobody_looks(
+    page: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **named: object) -> None:
+        raise store.StoreError("The database is locked.")
+
+    writing = begin(page, "slowly")
+    key, kept = page.session_state.conversation_id, utils.get_store()[0]
+    wait_until(lambda: kept.load(key).turns)
+    with monkeypatch.context() as broken:
+        broken.setattr(store.Store, "save_turn", fail)
+        writing.stop.set()
+        assert writing.wait(DEADLINE_S)
+        assert kept.load(key).turns[0].state == "writing"
+        monkeypatch.setattr(replies, "FINISHED_KEPT", 1)
+        for number in range(4):  # newer ones do not push it out of the list
+            turn = store.Turn(
+                id=f"t{number}", conversation_id=f"c{number}", position=0, question="?"
+            )
+            other = replies.Writing(lambda *asked: replies.Reply("stop"), kept, turn)
+            replies.reserve(other)
+            other.give_up()
+    wait_until(lambda: kept.load(key).turns[0].state == "stopped")
+
+
+class Panic(BaseException):
+    """What a library in Rust raises when it fails: no `Exception`."""
+
+
+def test_reply_that_ends_in_a_panic_blocks_nothing(page: AppTest, counting: CountingEngine) -> None:
+    counting.error = Panic()
+    ask(page, "hello")
+    assert not page.exception
+    assert page.error
+    assert page.chat_input[0].proto.value == "hello"
+    counting.error = None
+    ask(page, "and now?")
+    assert [question for question, _, _ in shown(page)] == ["and now?"]
+
+
+def test_question_that_is_asked_as_the_one_before_fails_is_answered(
+    page: AppTest, counting: CountingEngine
+) -> None:
+    gate, said = threading.Event(), counting.stream
+    counting.stream = lambda *asked: (gate.wait(DEADLINE_S), (yield from said(*asked)))[1]
+    counting.error = engine.ReplyError("This reply failed.")
+    writing = begin(page, "hello")
+    gate.set()
+    assert writing.wait(DEADLINE_S)  # and the page has not looked yet
+    counting.error = None
+    ask(page, "and now?")
+    assert [question for question, _, _ in shown(page)] == ["and now?"]
+    assert page.chat_input[0].proto.value == "hello", "what failed can be asked again"
+
+
+def test_reply_without_a_thread_is_a_sentence_and_blocks_nothing(
+    page: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def fail(self: threading.Thread) -> None:
+        if self.name == "reply":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", fail)
+        page.chat_input[0].set_value("hello").run()
+    assert not page.exception
+    assert "can't start new thread" in page.error[0].value
+    assert page.chat_input[0].proto.value == "hello"
+    ask(page, "hello")
+    assert [question for question, _, _ in shown(page)] == ["hello"]
+
+
+def test_who_failed_to_prepare_does_not_throw_out_who_came_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def writing_of(number: int) -> replies.Writing:
+        turn = store.Turn(id=f"t{number}", conversation_id="next", position=0, question="?")
+        return replies.Writing(lambda *asked: replies.Reply("stop"), store.Store("sqlite://"), turn)
+
+    first, second, came = writing_of(1), writing_of(2), []
+    give_up = replies.Writing.give_up
+
+    def give_up_slowly(self: replies.Writing) -> None:
+        give_up(self)
+        thread = threading.Thread(target=lambda: came.append(replies.reserve(second)))
+        thread.start()
+        thread.join(0.2)  # it comes now, or once it may
+
+    replies.reserve(first)
+    monkeypatch.setattr(replies.Writing, "give_up", give_up_slowly)
+    replies.give_back(first, None)
+    wait_until(lambda: came)
+    assert replies.find("next") is second
+    give_up(second)
 
 
 def test_only_one_of_those_who_ask_at_once_changes_anything() -> None:
@@ -761,8 +866,34 @@ def test_database_that_fails_at_opening_does_not_say_that_the_conversation_is_go
         assert [error.value for error in late.error] == [
             "The database is locked. Ask again in a moment."
         ]
+        late.chat_input[0].set_value("and now?").run()
+        assert late.chat_input[0].proto.value == "and now?"
     assert late.query_params == page.query_params
     assert [question for question, _, _ in shown(late.run())] == ["hello"]
+    assert not late.error, "what is over is not said any longer"
+
+
+def test_options_and_draft_of_a_conversation_that_could_not_be_read_are_not_lost(
+    page: AppTest, counting: CountingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.slider[0].set_value(0.5).run()
+    ask(page, "hello")
+    kept, key = utils.get_store()[0], page.session_state.conversation_id
+    kept.keep_draft(key, "somebody", "and now?", kept.load(key).options)
+
+    def fail(*arguments: object) -> None:
+        raise store.StoreError("The database is locked. Ask again in a moment.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store.Store, "load", fail)
+        late = reopen(page)
+        assert late.slider[0].value == 0.0
+    late.run()
+    assert late.slider[0].value == 0.5
+    assert late.chat_input[0].proto.value == "and now?"
+    ask(late, "and now?")
+    assert counting.options[-1].temperature == 0.5
+    assert kept.load(key).options["temperature"] == 0.5
 
 
 def test_reply_that_no_page_looks_at_is_saved_while_it_grows(page: AppTest) -> None:

@@ -27,6 +27,7 @@ import pytest
 import sqlalchemy as sa
 
 import chatbot_arch.guard as guard
+import chatbot_arch.store as chats
 from chatbot_arch.store import (
     Conversation,
     GoneError,
@@ -260,6 +261,32 @@ def test_a_turn_that_does_not_fit_comes_last_and_changes_nothing_else(
     assert after.turns[:3] == chat.turns
     assert [(turn.id, turn.position) for turn in after.turns[3:]] == [("new", 3)]
     assert new.position == 3
+
+
+@pytest.mark.parametrize("replaces", [None, "t2"])
+def test_a_turn_whose_save_was_not_acknowledged_is_saved_again(
+    store: Store, chat: Conversation, monkeypatch: pytest.MonkeyPatch, replaces: str | None
+) -> None:
+    real = chats.transaction
+
+    @contextmanager
+    def break_off(*arguments: object, **named: object) -> Iterator[object]:
+        with real(*arguments, **named) as session:
+            yield session
+        raise StoreError("The connection broke after the commit.")
+
+    turn = Turn(id="new", position=3, question="?", reply="one", state="writing")
+    with monkeypatch.context() as broken:
+        broken.setattr(chats, "transaction", break_off)
+        with pytest.raises(StoreError, match="after the commit"):
+            store.begin_turn("c1", turn, replaces=replaces)
+    turn.reply, turn.state = "one two", "done"
+    store.begin_turn("c1", turn, replaces=replaces)
+    before = [each.id for each in chat.turns if each.id != replaces]
+    after = store.load("c1").turns
+    assert [each.id for each in after] == [*before, "new"]
+    assert [each.position for each in after] == list(range(len(after)))
+    assert (after[-1].reply, after[-1].state) == ("one two", "done")
 
 
 def test_a_turn_where_another_process_has_put_one_comes_after_it(
@@ -540,6 +567,15 @@ def test_a_missing_driver_is_said_with_the_command(monkeypatch: pytest.MonkeyPat
 def test_a_url_of_no_known_kind_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(StoreError, match="Write sqlite:///FILE or postgresql://") as raised:
         Store(url).list_conversations("me")
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://me:p@secret@127.0.0.1:1/chats", "postgresql://me:p/secret@127.0.0.1/x"]
+)
+def test_a_password_with_signs_that_urls_know_is_not_shown(url: str) -> None:
+    with pytest.raises(StoreError, match="URL") as raised:
+        Store(url).check()
     assert "secret" not in str(raised.value)
 
 
