@@ -222,15 +222,10 @@ class StillWritingError(settings.ChatbotError):
 
 
 def keep_alive(writing: Writing) -> None:
-    """Save a reply again and again until it has ended and is saved, whether or not a page looks.
-
-    A newer reply of its conversation takes over, and the end of the process ends it.
-    """
+    """Save a reply again and again until it has ended and is saved, whether or not a page looks."""
     while not writing.wait(HEARTBEAT_S):
         writing.look()
-    while writing.is_lost() and find(writing.turn.conversation_id) is writing:
-        if not threading.main_thread().is_alive():
-            return
+    while writing.is_lost() and threading.main_thread().is_alive():
         time.sleep(HEARTBEAT_S)
         writing.save_again()
 

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 import chatbot_arch.launch as launch
 
 TIMEOUT_MS = 60_000
+expect.set_options(timeout=TIMEOUT_MS)  # a busy machine needs more than Playwright's five seconds
 LOOPBACK = ("127.0.0.1", "localhost", "")
 SLOWLY = " ".join(f"w{number}" for number in range(400))  # the fake needs four seconds for it
 FRAMES = "iframe[title='streamlit_chat.streamlit_chat']"
@@ -48,7 +49,7 @@ def open_tab(context: BrowserContext, url: str, hosts: list[str]) -> Page:
     tab = context.new_page()
     tab.on("websocket", lambda socket: hosts.append(urlsplit(socket.url).hostname or ""))
     tab.goto(url)
-    expect(box(tab)).to_be_enabled(timeout=TIMEOUT_MS)
+    expect(box(tab)).to_be_enabled()
     return tab
 
 
@@ -84,21 +85,21 @@ def message(tab: Page, position: int, look: str = "bubbles") -> Locator:
 
 def expect_messages(tab: Page, texts: list[str], look: str = "bubbles") -> None:
     """Wait until the page shows exactly these texts, from top to bottom, and nothing is made."""
-    expect(tab.locator(MESSAGES)).to_have_count(len(texts), timeout=TIMEOUT_MS)
+    expect(tab.locator(MESSAGES)).to_have_count(len(texts))
     for position, text in enumerate(texts):
         shown = message(tab, position, look).get_by_text(text, exact=True)
-        expect(shown).to_be_visible(timeout=TIMEOUT_MS)
-    expect(tab.get_by_role("button", name="Stop")).to_have_count(0, timeout=TIMEOUT_MS)
+        expect(shown).to_be_visible()
+    expect(tab.get_by_role("button", name="Stop")).to_have_count(0)
     expect_readable(tab)
 
 
 def expect_readable(tab: Page) -> None:
     """Wait until no message on the page is blank or hidden, and the newest turn is on top."""
     for shown in tab.locator(FRAMES).all():
-        expect(shown).to_be_visible(timeout=TIMEOUT_MS)
+        expect(shown).to_be_visible()
         expect(shown.content_frame.locator("body")).to_contain_text(re.compile(r"\S"))
     for shown in tab.get_by_test_id("stChatMessageContent").all():
-        expect(shown).to_contain_text(re.compile(r"\S"), timeout=TIMEOUT_MS)
+        expect(shown).to_contain_text(re.compile(r"\S"))
     tops = tab.locator(TURNS).evaluate_all("all => all.map(e => e.getBoundingClientRect().top)")
     assert tops == sorted(tops, reverse=True)
 
@@ -106,9 +107,9 @@ def expect_readable(tab: Page) -> None:
 def expect_growing(tab: Page) -> str:
     """Wait until a reply has grown under the reader's eyes; return what was shown."""
     reply = bubble(tab, 1)
-    expect(reply).to_contain_text(re.compile(r"w\d"), timeout=TIMEOUT_MS)
+    expect(reply).to_contain_text(re.compile(r"w\d"))
     first = reply.inner_text()
-    expect(reply).not_to_have_text(first, use_inner_text=True, timeout=TIMEOUT_MS)
+    expect(reply).not_to_have_text(first, use_inner_text=True)
     later = reply.inner_text()
     assert later.strip().startswith(first.strip())
     return later.strip()
@@ -116,8 +117,8 @@ def expect_growing(tab: Page) -> str:
 
 def expect_kept(tab: Page, shown: str, mark: str) -> None:
     """Wait until the page shows the kept part of a reply, and says why it is only a part."""
-    expect(tab.get_by_text(mark)).to_be_visible(timeout=TIMEOUT_MS)
-    expect(bubble(tab, 1)).to_contain_text(shown, timeout=TIMEOUT_MS)
+    expect(tab.get_by_text(mark)).to_be_visible()
+    expect(bubble(tab, 1)).to_contain_text(shown)
     assert "w399" not in bubble(tab, 1).inner_text()
 
 
@@ -132,19 +133,19 @@ def turns(questions: Iterable[str]) -> list[str]:
 
 
 def press(tab: Page, name: str) -> None:
-    tab.get_by_role("button", name=name).click(timeout=TIMEOUT_MS)
+    tab.get_by_role("button", name=name).click()
 
 
 def unfold(tab: Page, name: str) -> None:
     """Open a part of the sidebar that is folded, if it is, once the page rests."""
-    expect(tab.locator("[data-test-script-state='notRunning']")).to_be_visible(timeout=TIMEOUT_MS)
+    expect(tab.locator("[data-test-script-state='notRunning']")).to_be_visible()
     part = tab.get_by_test_id("stExpander").filter(has_text=name).locator("details")
     if part.get_attribute("open") is None:
-        part.locator("summary").click(timeout=TIMEOUT_MS)
+        part.locator("summary").click()
 
 
 def download(tab: Page, name: str) -> bytes:
     """Click a download button and return the file."""
-    with tab.expect_download(timeout=TIMEOUT_MS) as waiting:
+    with tab.expect_download() as waiting:
         press(tab, name)
     return waiting.value.path().read_bytes()

@@ -12,7 +12,6 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, WebSocketRoute, expect
 from tabs import (
     SLOWLY,
-    TIMEOUT_MS,
     ask,
     box,
     bubble,
@@ -102,7 +101,7 @@ def test_refresh_in_mid_reply_shows_the_part_and_goes_on(page: Page) -> None:
     ask(page, SLOWLY)
     shown = expect_growing(page)
     page.reload()
-    expect(bubble(page, 1)).to_contain_text(shown, timeout=TIMEOUT_MS)
+    expect(bubble(page, 1)).to_contain_text(shown)
     expect_messages(page, turn(SLOWLY))
 
 
@@ -163,7 +162,7 @@ def test_edit_and_regenerate_replace_the_turn(page: Page) -> None:
     expect_messages(page, turn("two"))
     old = frame(page, 1).element_handle()
     press(page, "Regenerate")
-    old.wait_for_element_state("hidden", timeout=TIMEOUT_MS)
+    old.wait_for_element_state("hidden")
     expect_messages(page, turn("two"))
 
 
@@ -177,11 +176,11 @@ def test_conversations_are_listed_renamed_and_deleted(page: Page) -> None:
     unfold(page, "Rename or delete")
     page.get_by_label("Name", exact=True).fill("My second talk")
     sidebar.get_by_role("button", name="Rename", exact=True).click()
-    expect(sidebar.get_by_role("button", name="My second talk")).to_be_visible(timeout=TIMEOUT_MS)
-    page.wait_for_function("document.cookie.includes('chatbot_browser')", timeout=TIMEOUT_MS)
+    expect(sidebar.get_by_role("button", name="My second talk")).to_be_visible()
+    page.wait_for_function("document.cookie.includes('chatbot_browser')")
     page.reload()  # the list comes from the store, by the cookie
     expect_messages(page, turn("the second"))
-    sidebar.get_by_role("button", name="/echo the first").click(timeout=TIMEOUT_MS)
+    sidebar.get_by_role("button", name="/echo the first").click()
     expect_messages(page, turn("the first"))
     unfold(page, "Rename or delete")
     press(page, "Delete this conversation")
@@ -219,7 +218,7 @@ def test_saved_conversation_is_opened_again_byte_by_byte(page: Page, tmp_path: P
     address = page.url
     (tmp_path / "talk.json").write_bytes(saved)
     page.get_by_test_id("stFileUploaderDropzoneInput").set_input_files(tmp_path / "talk.json")
-    page.wait_for_url(lambda url: url != address, timeout=TIMEOUT_MS)
+    page.wait_for_url(lambda url: url != address)
     expect_messages(page, turn("=1+1 and 👩‍👩‍👧"))
     unfold(page, "Save and open")
     assert download(page, "Save as JSON") == saved
@@ -233,7 +232,7 @@ def test_image_in_a_message_is_not_loaded(page: Page) -> None:
 
 def test_markup_is_drawn_and_html_is_text(page: Page) -> None:
     ask(page, "<b id='bold'>bold</b> `code` **strong**")
-    expect(bubble(page, 1).locator("code")).to_have_text("code", timeout=TIMEOUT_MS)
+    expect(bubble(page, 1).locator("code")).to_have_text("code")
     expect(bubble(page, 1).locator("strong")).to_have_text("strong")
     expect(bubble(page, 1).get_by_text("<b id='bold'>")).to_be_visible()
     assert bubble(page, 1).locator("#bold").count() == 0

@@ -8,7 +8,6 @@ from playwright.sync_api import Browser, expect
 from tabs import (
     FRAMES,
     SLOWLY,
-    TIMEOUT_MS,
     TURNS,
     ask,
     box,
@@ -48,15 +47,15 @@ def test_six_turns_can_be_read_after_all_that_is_done_between(
             expect_all()
         box(tab).fill("/raise")  # one word, then an error above the conversation
         box(tab).press("Enter")
-        expect(tab.get_by_text("This reply failed")).to_be_visible(timeout=TIMEOUT_MS)
+        expect(tab.get_by_text("This reply failed")).to_be_visible()
         expected[:0] = ["/raise", "This"]
         expect_all()
         box(tab).fill("")
         ask(tab, SLOWLY)
-        expect(message(tab, 1, look)).to_contain_text("w3", timeout=TIMEOUT_MS)
+        expect(message(tab, 1, look)).to_contain_text("w3")
         expect_readable(tab)
         press(tab, "Stop")
-        expect(tab.get_by_text("Stopped here.")).to_be_visible(timeout=TIMEOUT_MS)
+        expect(tab.get_by_text("Stopped here.")).to_be_visible()
         expect(tab.locator(TURNS)).to_have_count(5)
         expect_readable(tab)
         press(tab, "Edit")
@@ -74,7 +73,7 @@ def test_six_turns_can_be_read_after_all_that_is_done_between(
         expected[:0] = turn("six")
         expect_all()
         tab.reload()
-        expect(tab.locator(TURNS)).to_have_count(6, timeout=TIMEOUT_MS)
+        expect(tab.locator(TURNS)).to_have_count(6)
         expect_all()
 
 
@@ -128,6 +127,8 @@ def test_no_bubble_is_loaded_again_when_a_question_is_asked(
 SIGNS = (
     "it costs $5 to $6, or $5$, and :red[red] :smile: :material/home: at 10:30:45",
     "$$x^2$$ and \\$5 to \\$6",
+    "[note]: hello",
+    "[^1]: A note.",
 )
 
 
@@ -141,11 +142,9 @@ def test_signs_of_a_text_are_shown_as_they_are(
         for text in SIGNS:
             ask(tab, text)
             plain = text.replace("\\", "")
-            expect(message(tab, 1, look).get_by_text(plain, exact=True)).to_be_visible(
-                timeout=TIMEOUT_MS
-            )
+            expect(message(tab, 1, look).get_by_text(plain, exact=True)).to_be_visible()
         ask(tab, "`echo $HOME: $PATH :smile:` is code")
         code = message(tab, 1, look).locator("code")
-        expect(code).to_have_text("echo $HOME: $PATH :smile:", timeout=TIMEOUT_MS)
+        expect(code).to_have_text("echo $HOME: $PATH :smile:")
         titles = tab.get_by_test_id("stSidebar").get_by_role("button", name="it costs $5 to $6")
         expect(titles).to_be_visible()

@@ -89,6 +89,7 @@ def page(
     st.cache_data.clear()
     opened = open_page(SCRIPTS[request.param])
     yield opened
+    monkeypatch.undo()  # so that what could not be saved is saved now
     for writing in list(replies._writings.values()):  # nothing outlives its test
         writing.stop.set()
         assert writing.wait(DEADLINE_S)

@@ -9,7 +9,6 @@ from playwright.sync_api import Browser, expect
 from tabs import (
     FRAMES,
     SLOWLY,
-    TIMEOUT_MS,
     ask,
     box,
     bubble,
@@ -47,7 +46,7 @@ def test_killed_page_comes_back_with_what_was_shown(
             tab.goto(tab.url)
             expect_kept(tab, shown, "Broken off here.")
             ask(tab, "going on")
-            expect(bubble(tab, 1)).to_contain_text("going on", timeout=TIMEOUT_MS)
+            expect(bubble(tab, 1)).to_contain_text("going on")
 
 
 def test_killed_backend_leaves_the_part_and_a_way_back(
@@ -60,12 +59,12 @@ def test_killed_backend_leaves_the_part_and_a_way_back(
         backend = app.servers[0]
         for process in backend.processes():
             process.kill()
-        expect(tab.get_by_text("broke off in mid-reply")).to_be_visible(timeout=TIMEOUT_MS)
+        expect(tab.get_by_text("broke off in mid-reply")).to_be_visible()
         expect_kept(tab, shown, "Broken off here.")
         expect(box(tab)).to_have_value(f"/echo {SLOWLY}")
         box(tab).fill("/echo still there?")
         box(tab).press("Enter")
-        expect(tab.get_by_text("No backend answers at")).to_have_count(2, timeout=TIMEOUT_MS)
+        expect(tab.get_by_text("No backend answers at")).to_have_count(2)
         expect(box(tab)).to_have_value("/echo still there?")
         backend.process.wait(30)
         command = launch.backend_command(urlsplit(backend.url).port)
@@ -81,9 +80,9 @@ def test_native_elements_show_the_same_page(browser: Browser, hosts: list[str]) 
         tab = open_tab(context, app.wait_until_ready(120).page_url, hosts)
         ask(tab, f"![x](http://images.example/p.png) {SLOWLY}")
         messages = tab.get_by_test_id("stChatMessage")
-        expect(messages.nth(1)).to_contain_text("w3", timeout=TIMEOUT_MS)
+        expect(messages.nth(1)).to_contain_text("w3")
         expect(tab.get_by_role("button", name="Stop")).to_be_visible()
-        expect(messages.nth(1)).to_contain_text("w399", timeout=TIMEOUT_MS)
+        expect(messages.nth(1)).to_contain_text("w399")
         expect(messages.nth(1)).to_contain_text("![x](http://images.example/p.png)")
         expect(messages).to_have_count(2)
         assert tab.locator("img[src*='images.example']").count() == 0

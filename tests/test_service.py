@@ -26,7 +26,7 @@ from conftest import FAKE, serve_backend
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
-from tabs import TIMEOUT_MS, open_context
+from tabs import open_context
 
 import chatbot_arch.admission as admission
 import chatbot_arch.backend as backend
@@ -551,9 +551,9 @@ def test_documentation_has_every_route_and_asks_no_other_host(
         tab.goto(f"{service.url}/docs")
         v1 = ("/v1/models", "/v1/chat/completions")
         for path in ("/live", "/ready", "/chat", "/chat/stream", *v1):
-            expect(tab.get_by_text(path, exact=True)).to_be_visible(timeout=TIMEOUT_MS)
+            expect(tab.get_by_text(path, exact=True)).to_be_visible()
         tab.get_by_text("/chat", exact=True).click()
-        expect(tab.get_by_text("What is a microservice?")).to_be_visible(timeout=TIMEOUT_MS)
+        expect(tab.get_by_text("What is a microservice?")).to_be_visible()
 
 
 # Telemetry
