@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['NO_DATABASE', 'COOKIE', 'COOKIE_S', 'ADDRESS', 'LATEST_TURNS', 'UNKNOWN', 'NOT_SAVED', 'POLL_S', 'LOOK_AGAIN_S',
            'WAITING', 'LIVES_S', 'STOPPED', 'BROKEN_OFF', 'ENDINGS', 'ENDED_BY', 'NEWEST_FIRST', 'LISTED',
-           'MAX_FILE_MB', 'Describe', 'MAX_QUESTION_CHARS', 'LEFT_OUT', 'remember_failure', 'report_errors',
-           'get_store', 'warn_once', 'get_browser', 'set_cookie', 'enter', 'follow_address', 'open_conversation',
-           'recall', 'default_options', 'chosen_options', 'choose_options', 'leave_conversation', 'clear_conversation',
-           'is_kept', 'ask', 'collect', 'unsaved_here', 'merge', 'add_unsaved', 'draw_writing', 'lives_elsewhere',
-           'draw_elsewhere', 'rate', 'draw_turn', 'edit_turn', 'draw_newest', 'display_conversation', 'draw_group',
-           'latest', 'download_conversation', 'open_listed', 'list_conversations', 'change_conversation',
-           'save_and_open', 'show_facts', 'draw_sidebar', 'follow_model', 'show_model', 'ask_box', 'draw_talk',
-           'keep_lists', 'chat_page']
+           'MAX_FILE_MB', 'Describe', 'MAX_QUESTION_CHARS', 'LEFT_OUT', 'remember_failure', 'remember_errors',
+           'report_errors', 'get_store', 'warn_once', 'get_browser', 'set_cookie', 'enter', 'follow_address',
+           'open_conversation', 'recall', 'default_options', 'chosen_options', 'choose_options', 'leave_conversation',
+           'clear_conversation', 'is_kept', 'ask', 'collect', 'unsaved_here', 'merge', 'add_unsaved', 'draw_writing',
+           'lives_elsewhere', 'draw_elsewhere', 'rate', 'draw_turn', 'edit_turn', 'draw_newest', 'display_conversation',
+           'draw_group', 'latest', 'download_conversation', 'open_listed', 'list_conversations', 'rename', 'delete',
+           'change_conversation', 'save_and_open', 'show_facts', 'draw_sidebar', 'follow_model', 'show_model',
+           'ask_box', 'draw_talk', 'keep_lists', 'chat_page']
 
 # %% ../nbs/01_utils.ipynb #imports
 import re
@@ -34,6 +34,15 @@ def remember_failure(sentence: str, question: str = "") -> None:
     """Keep a sentence for the page, and a question to put back into its box."""
     st.session_state.failure = sentence
     st.session_state.put_back = question
+
+
+@contextmanager
+def remember_errors() -> Iterator[None]:
+    """Turn a `ChatbotError` of a click into a sentence that the page's next run shows."""
+    try:
+        yield
+    except settings.ChatbotError as error:
+        st.session_state.failure = str(error)
 
 
 @contextmanager
@@ -303,10 +312,8 @@ ENDED_BY = {"length": "✂️ Cut at the longest reply.", "timeout": "⏱️ Cut
 
 def rate(turn: store.Turn) -> None:
     """Save the thumb that was just given."""
-    try:
+    with remember_errors():
         get_store()[0].save_turn(turn.id, rating=st.session_state[f"{turn.id}-rating"])
-    except store.StoreError as error:
-        st.session_state.failure = str(error)
 
 
 def draw_turn(turn: store.Turn) -> None:
@@ -458,21 +465,31 @@ def list_conversations() -> None:
         st.rerun()
 
 
+def rename(conversation_id: str) -> None:
+    """Give a conversation the name that was just typed."""
+    title = store.storable(st.session_state[f"{conversation_id}-name"].strip())
+    with remember_errors():
+        get_store()[0].rename(conversation_id, title)
+
+
+def delete(conversation_id: str) -> None:
+    """Delete a conversation, end its reply if there is one under way, and leave it."""
+    with remember_errors():
+        if writing := replies.find(conversation_id):
+            writing.stop.set()
+        get_store()[0].delete(conversation_id)
+        leave_conversation()
+
+
 def change_conversation(conversation: store.Conversation) -> None:
     """Draw what renames and deletes the open conversation."""
-    kept = get_store()[0]
+    here = {"args": (conversation.id,), "width": "stretch"}
     with st.expander("Rename or delete"):
         with st.form("rename", border=False):
-            title = st.text_input("Name", conversation.title, max_chars=80)
-            if st.form_submit_button("Rename", width="stretch"):
-                kept.rename(conversation.id, store.storable(title.strip()))
-                st.rerun()
-        if st.button("🗑️ Delete this conversation", key="delete", width="stretch"):
-            if writing := replies.find(conversation.id):
-                writing.stop.set()
-            kept.delete(conversation.id)
-            leave_conversation()
-            st.rerun()
+            name = f"{conversation.id}-name"
+            st.text_input("Name", conversation.title, max_chars=80, key=name)
+            st.form_submit_button("Rename", on_click=rename, **here)
+        st.button("🗑️ Delete this conversation", key="delete", on_click=delete, **here)
 
 # %% ../nbs/01_utils.ipynb #save-and-open
 MAX_FILE_MB = 20

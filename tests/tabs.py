@@ -1,6 +1,7 @@
 """What the browser tests share: a tab, what to do in it, and what to see."""
 
 import re
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 import chatbot_arch.launch as launch
 
-TIMEOUT_MS = 60_000
+TIMEOUT_MS, LOOK_MS = 60_000, 5_000
 expect.set_options(timeout=TIMEOUT_MS)  # a busy machine needs more than Playwright's five seconds
 LOOPBACK = ("127.0.0.1", "localhost", "")
 SLOWLY = " ".join(f"w{number}" for number in range(400))  # the fake needs four seconds for it
@@ -95,11 +96,23 @@ def expect_messages(tab: Page, texts: list[str], look: str = "bubbles") -> None:
 
 def expect_readable(tab: Page) -> None:
     """Wait until no message on the page is blank or hidden, and the newest turn is on top."""
+    deadline = time.monotonic() + TIMEOUT_MS / 1000
+    while True:
+        try:
+            return check_readable(tab)
+        except AssertionError:  # a turn may have come or gone meanwhile: look again at all
+            if time.monotonic() > deadline:
+                raise
+
+
+def check_readable(tab: Page) -> None:
+    """Check the messages of one moment."""
     for shown in tab.locator(FRAMES).all():
-        expect(shown).to_be_visible()
-        expect(shown.content_frame.locator("body")).to_contain_text(re.compile(r"\S"))
+        expect(shown).to_be_visible(timeout=LOOK_MS)
+        body = shown.content_frame.locator("body")
+        expect(body).to_contain_text(re.compile(r"\S"), timeout=LOOK_MS)
     for shown in tab.get_by_test_id("stChatMessageContent").all():
-        expect(shown).to_contain_text(re.compile(r"\S"))
+        expect(shown).to_contain_text(re.compile(r"\S"), timeout=LOOK_MS)
     tops = tab.locator(TURNS).evaluate_all("all => all.map(e => e.getBoundingClientRect().top)")
     assert tops == sorted(tops, reverse=True)
 
