@@ -38,21 +38,21 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-import chatbot_arch.admission as admission
-import chatbot_arch.bodies as bodies
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
-import chatbot_arch.openai_api as openai_api
-import chatbot_arch.problems as problems
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.service.admission as admission
+import chatbot_arch.service.bodies as bodies
+import chatbot_arch.service.openai_api as openai_api
+import chatbot_arch.service.problems as problems
+import chatbot_arch.service.telemetry as telemetry
 import chatbot_arch.settings as settings
-import chatbot_arch.telemetry as telemetry
 import chatbot_arch.tracing as tracing
 
 # %% ../nbs/04_backend.ipynb #conversation-history
 PastTexts = Annotated[list[problems.Text], Field(max_length=settings.MAX_TURNS, fail_fast=True)]
 
 
-class ChatOptions(engine.Options):
+class ChatOptions(protocol.Options):
     """Steer one reply: the engine's options, and what the model is told first."""
 
     system_prompt: problems.Text | None = Field(None, description="Default: CHATBOT_SYSTEM_PROMPT.")
@@ -79,11 +79,11 @@ class ConversationHistory(BaseModel):
             )
         return self
 
-    def messages(self, default: str = "") -> list[engine.Message]:
+    def messages(self, default: str = "") -> list[protocol.Message]:
         """Return the conversation as the engine wants it, with the system prompt that holds."""
         chosen = self.options.system_prompt
         system_prompt = default if chosen is None else chosen
-        return engine.to_conversation(
+        return protocol.to_conversation(
             self.past_user_inputs, self.generated_responses, self.user_input, system_prompt
         )
 
@@ -99,13 +99,13 @@ COLLECT_AFTER = 10_000  # new objects; a request makes hundreds, and Python's ow
 
 def load_in_background(
     choice: settings.Settings, report: Callable[[str], None]
-) -> Future[engine.Engine]:
+) -> Future[protocol.Engine]:
     """Start loading the chosen engine; if that fails, print why and end with status 1."""
-    loading: Future[engine.Engine] = Future()
+    loading: Future[protocol.Engine] = Future()
 
     def load() -> None:
         try:
-            loaded = engines.load_engine(choice, report)
+            loaded = local.load_engine(choice, report)
             gc.freeze()  # or each full collection walks through all of it, and every reply waits
             gc.set_threshold(COLLECT_AFTER)
             loading.set_result(loaded)
@@ -298,7 +298,7 @@ app.head("/", include_in_schema=False)(health_check)
 @app.get("/live", responses=problems.declare(400, 503))
 async def liveness() -> Health:
     """Answer as long as waiting is of use; 503 after the engine died: restart it."""
-    loading: Future[engine.Engine] = app.state.loading
+    loading: Future[protocol.Engine] = app.state.loading
     if loading.done():
         loading.result().check()
     return Health(status="OK!")
@@ -350,7 +350,7 @@ def event_of(told: admission.Told | None, asking: admission.Asking) -> bytes:
         return KEEPALIVE_COMMENT
     if isinstance(told, str):
         return admission.as_event({"text": told}, "token")
-    if isinstance(told, engine.Finish):
+    if isinstance(told, protocol.Finish):
         chatbot = asking.engine
         made_by = {"model": chatbot.model, "engine": chatbot.name, "dtype": chatbot.dtype}
         facts = asdict(told) | {"turns_left_out": asking.turns_left_out}

@@ -27,7 +27,7 @@ import httpx_sse
 import streamlit as st
 from pydantic import BaseModel, Field, TypeAdapter
 
-import chatbot_arch.replies as replies
+import chatbot_arch.page.replies as replies
 import chatbot_arch.settings as settings
 import chatbot_arch.tracing as tracing
 import chatbot_arch.utils as utils

@@ -14,9 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import streamlit as st
 
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
-import chatbot_arch.replies as replies
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.page.replies as replies
 import chatbot_arch.settings as settings
 import chatbot_arch.utils as utils
 
@@ -35,20 +35,20 @@ class Loading:
         self.engine = pool.submit(self._load, choice)
         pool.shutdown(wait=False)  # the thread ends when the engine is loaded
 
-    def _load(self, choice: settings.Settings) -> engine.Engine:
+    def _load(self, choice: settings.Settings) -> protocol.Engine:
         try:
-            return engines.load_engine(choice, self.report)
+            return local.load_engine(choice, self.report)
         except settings.ChatbotError:
             raise
         except BaseException as error:  # a panic in a library's Rust is no `Exception`
             traceback.print_exc()
-            raise engine.EngineDiedError(f"The model could not be loaded: {error}.") from error
+            raise protocol.EngineDiedError(f"The model could not be loaded: {error}.") from error
 
     def report(self, stage: str) -> None:
         """Keep the stage that loading has reached."""
         self.stage = stage
 
-    def renew(self) -> Future[engine.Engine]:
+    def renew(self) -> Future[protocol.Engine]:
         """Return the engine; if it failed or died, close it first and begin to load another."""
         with self._lock:
             if not self._closed and self.engine.done() and find_problem(self.engine):
@@ -65,7 +65,7 @@ class Loading:
         self.engine.add_done_callback(close_loaded)
 
 # %% ../nbs/03_monolith.ipynb #find-problem
-def find_problem(loaded: Future[engine.Engine]) -> BaseException | None:
+def find_problem(loaded: Future[protocol.Engine]) -> BaseException | None:
     """Return why an engine could not be loaded, or of what it died, if so."""
     if error := loaded.exception():
         return error
@@ -76,7 +76,7 @@ def find_problem(loaded: Future[engine.Engine]) -> BaseException | None:
     return None
 
 
-def close_loaded(loaded: Future[engine.Engine]) -> None:
+def close_loaded(loaded: Future[protocol.Engine]) -> None:
     """Close an engine that was loaded; the future logs what this raises."""
     if not loaded.exception():
         loaded.result().close()
@@ -106,15 +106,15 @@ def monolith_llm_response(
         if writing.stop.wait(LOADING_POLL_S):
             return replies.Reply("cancelled")
     chatbot = loaded.result()
-    conversation = engine.to_conversation(
+    conversation = protocol.to_conversation(
         past_user_inputs, generated_responses, user_input, options.system_prompt
     )
-    chosen = engine.Options(
+    chosen = protocol.Options(
         max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p
     )
     fitting, turns_left_out = chatbot.fit(conversation, chosen)
     writing.report("")
-    end = engine.speak(chatbot.stream(fitting, chosen, writing.stop), writing.say)
+    end = protocol.speak(chatbot.stream(fitting, chosen, writing.stop), writing.say)
     made_by = chatbot.model, chatbot.name
     return replies.Reply(end.reason, *made_by, end.prompt_tokens, end.reply_tokens, turns_left_out)
 

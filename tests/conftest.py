@@ -13,7 +13,7 @@ from browser import arguments, require_browser
 from playwright.sync_api import Browser, sync_playwright
 
 import chatbot_arch.backend as backend
-import chatbot_arch.launch as launch
+import chatbot_arch.measure.launch as launch
 
 ARCHITECTURES = ("monolith", "microservices")
 FAKE = {"CHATBOT_ENGINE": "fake"}

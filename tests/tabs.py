@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from conftest import FAKE
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
-import chatbot_arch.launch as launch
+import chatbot_arch.measure.launch as launch
 
 TIMEOUT_MS, LOOK_MS = 60_000, 5_000
 expect.set_options(timeout=TIMEOUT_MS)  # a busy machine needs more than Playwright's five seconds

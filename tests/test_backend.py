@@ -16,12 +16,12 @@ from conftest import serve_backend
 from fastapi.testclient import TestClient
 
 import chatbot_arch.backend as backend
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.settings as settings
 
 
-class ScriptedEngine(engine.FakeEngine):
+class ScriptedEngine(protocol.FakeEngine):
     """Echo, or raise what the test wants."""
 
     error: Exception | None = None
@@ -31,7 +31,7 @@ class ScriptedEngine(engine.FakeEngine):
         self.asked = threading.Event()
         self.finished: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def stream(self, *asked: object) -> Generator[str, None, engine.Finish]:
+    def stream(self, *asked: object) -> Generator[str, None, protocol.Finish]:
         self.asked.set()
         reason = "closed"
         try:
@@ -41,7 +41,7 @@ class ScriptedEngine(engine.FakeEngine):
         finally:
             self.finished.put(reason)
 
-    def fit(self, conversation: list, options: engine.Options) -> tuple[list, int]:
+    def fit(self, conversation: list, options: protocol.Options) -> tuple[list, int]:
         if self.error:
             raise self.error
         return conversation, 2
@@ -54,7 +54,7 @@ def scripted() -> ScriptedEngine:
 
 @pytest.fixture
 def client(scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
-    monkeypatch.setattr(engines, "load_engine", lambda choice, report: scripted)
+    monkeypatch.setattr(local, "load_engine", lambda choice, report: scripted)
     with TestClient(backend.app, base_url="http://localhost") as opened:
         backend.app.state.loading.result(timeout=30)
         yield opened
@@ -119,7 +119,7 @@ def test_broken_json_is_refused(client: TestClient) -> None:
 def test_too_long_question_is_refused_with_the_reason(
     client: TestClient, scripted: ScriptedEngine
 ) -> None:
-    scripted.error = engine.TooLongError("9000 tokens, and 8144 fit.")
+    scripted.error = protocol.TooLongError("9000 tokens, and 8144 fit.")
     answer = client.post("/chat", json={"user_input": "hi"})
     assert (answer.status_code, answer.json()["detail"]) == (422, "9000 tokens, and 8144 fit.")
 
@@ -162,7 +162,7 @@ def test_loading_says_at_which_stage_it_is(client: TestClient) -> None:
 def test_client_that_leaves_ends_its_reply(
     scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "load_engine", lambda choice, report: scripted)
+    monkeypatch.setattr(local, "load_engine", lambda choice, report: scripted)
     body = json.dumps({"user_input": "/hang"})
     with serve_backend() as url:
         backend.app.state.loading.result(timeout=30)
@@ -208,7 +208,7 @@ def test_stream_that_fails_ends_with_its_sentence(client: TestClient) -> None:
 
 
 def test_stream_refuses_before_it_begins(client: TestClient, scripted: ScriptedEngine) -> None:
-    scripted.error = engine.TooLongError("9000 tokens, and 8144 fit.")
+    scripted.error = protocol.TooLongError("9000 tokens, and 8144 fit.")
     answer = client.post("/chat/stream", json={"user_input": "hi"})
     assert (answer.status_code, answer.json()["detail"]) == (422, "9000 tokens, and 8144 fit.")
 
@@ -229,7 +229,7 @@ def test_system_prompt_of_the_request_comes_before_the_settings(
 def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ScriptedEngine]]:
     """Serve an engine that speaks until it is stopped, to one at a time."""
     speaking = ScriptedEngine(token_s=0.01)
-    monkeypatch.setattr(engines, "load_engine", lambda choice, report: speaking)
+    monkeypatch.setattr(local, "load_engine", lambda choice, report: speaking)
     monkeypatch.setenv("CHATBOT_MAX_REPLIES", "1")
     with serve_backend() as url:
         backend.app.state.loading.result(timeout=30)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import requests
 
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
-import chatbot_arch.launch as launch
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.measure.launch as launch
 import chatbot_arch.settings as settings
 
 FIXTURE = Path(__file__).parent / "blenderbot-tiny"
@@ -20,8 +20,8 @@ FIELDS = ("past_user_inputs", "generated_responses", "user_input")
 
 
 @pytest.fixture(scope="module")
-def blenderbot() -> Iterator[engine.Engine]:
-    loaded = engines.load_engine(settings.Settings(model=str(FIXTURE / "model")))
+def blenderbot() -> Iterator[protocol.Engine]:
+    loaded = local.load_engine(settings.Settings(model=str(FIXTURE / "model")))
     yield loaded
     loaded.close()
 
@@ -33,10 +33,10 @@ def backend_url() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("turn", TURNS, ids=range(len(TURNS)))
-def test_engine_feeds_and_replies_as_recorded(blenderbot: engine.Engine, turn: dict) -> None:
-    conversation = engine.to_conversation(*(turn[field] for field in FIELDS))
+def test_engine_feeds_and_replies_as_recorded(blenderbot: protocol.Engine, turn: dict) -> None:
+    conversation = protocol.to_conversation(*(turn[field] for field in FIELDS))
     assert blenderbot.input_ids(conversation) == turn["input_ids"]
-    assert engine.complete(blenderbot, conversation) == (turn["reply"], 0)
+    assert protocol.complete(blenderbot, conversation) == (turn["reply"], 0)
 
 
 @pytest.mark.parametrize("turn", TURNS, ids=range(len(TURNS)))
@@ -47,10 +47,10 @@ def test_backend_replies_as_recorded(backend_url: str, turn: dict) -> None:
     assert response.json() == turn["reply"]
 
 
-def test_long_conversation_keeps_its_last_tokens(blenderbot: engine.Engine) -> None:
+def test_long_conversation_keeps_its_last_tokens(blenderbot: protocol.Engine) -> None:
     long_turn = TURNS[-1]
     past = long_turn["past_user_inputs"] * 3, long_turn["generated_responses"] * 3
-    conversation = engine.to_conversation(*past, long_turn["user_input"])
-    _, left_out = engine.complete(blenderbot, conversation)
+    conversation = protocol.to_conversation(*past, long_turn["user_input"])
+    _, left_out = protocol.complete(blenderbot, conversation)
     assert len(blenderbot.input_ids(conversation)) > blenderbot.window
     assert 0 < left_out < 6

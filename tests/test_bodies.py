@@ -18,11 +18,11 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
 import chatbot_arch.backend as backend
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
-import chatbot_arch.launch as launch
-import chatbot_arch.openai_api as openai_api
-import chatbot_arch.problems as problems
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.measure.launch as launch
+import chatbot_arch.service.openai_api as openai_api
+import chatbot_arch.service.problems as problems
 import chatbot_arch.settings as settings
 
 DEADLINE_S = 60
@@ -30,7 +30,7 @@ JSON = {"content-type": "application/json"}
 MOST = 7_900_000  # bytes: close to the largest body
 MORE_MB = 150  # that any of this may take
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-MODEL = engine.FakeEngine.model
+MODEL = protocol.FakeEngine.model
 CODE = "def f(x):\n    return {'a': [1, \"b\\n\"], **x}  # so: one, two\n"
 
 
@@ -58,8 +58,8 @@ def keys(count: int) -> bytes:
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Serve the backend from a thread of this process."""
-    speaker = engine.FakeEngine(token_s=0)
-    monkeypatch.setattr(engines, "load_engine", lambda choice, report: speaker)
+    speaker = protocol.FakeEngine(token_s=0)
+    monkeypatch.setattr(local, "load_engine", lambda choice, report: speaker)
     with serve_backend() as address:
         backend.app.state.loading.result(timeout=DEADLINE_S)
         yield address

@@ -27,8 +27,8 @@ from tabs import (
     unfold,
 )
 
-import chatbot_arch.launch as launch
-import chatbot_arch.users as users
+import chatbot_arch.measure.launch as launch
+import chatbot_arch.measure.users as users
 
 
 @pytest.fixture

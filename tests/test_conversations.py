@@ -22,8 +22,8 @@ from tabs import (
     unfold,
 )
 
-import chatbot_arch.launch as launch
-import chatbot_arch.store as store
+import chatbot_arch.measure.launch as launch
+import chatbot_arch.page.store as store
 
 LOOKS = ("bubbles", "native")
 

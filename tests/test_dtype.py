@@ -12,12 +12,12 @@ import pytest
 import torch
 from conftest import serve_backend
 
-import chatbot_arch.batching as batching
-import chatbot_arch.compare as compare
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
+import chatbot_arch.engines.continuous as continuous
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.engines.weights as weights
 import chatbot_arch.frontend as frontend
-import chatbot_arch.model as model
+import chatbot_arch.measure.compare as compare
 import chatbot_arch.settings as settings
 
 TINY = str(Path(__file__).parent / "blenderbot-tiny" / "model")
@@ -31,15 +31,15 @@ def clock(step_s: Callable[[int], float]) -> Callable[[], float]:
 
 
 def test_dtype_is_the_same_however_busy_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = model.locate_model(settings.read_settings())
+    source = weights.locate_model(settings.read_settings())
     dtypes = []
     for step_s in (
         lambda n: 1.0 + n,
         lambda n: 1.0 / (1 + n),
     ):  # what comes later is slower, faster
         steady = SimpleNamespace(perf_counter=clock(step_s), monotonic=time.monotonic)
-        monkeypatch.setattr(batching, "time", steady)
-        network, _ = batching.load_transformers(source)
+        monkeypatch.setattr(continuous, "time", steady)
+        network, _ = continuous.load_transformers(source)
         dtypes.append(network.dtype)
     assert dtypes[0] == dtypes[1]
 
@@ -59,7 +59,7 @@ def test_dtype_is_what_the_processor_has(
     capabilities: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert batching.native_dtype(CPU) == expected
+    assert continuous.native_dtype(CPU) == expected
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_dtype_is_what_the_processor_has(
     [("auto", "float32"), ("bfloat16", "bfloat16"), ("float32", "float32")],
 )
 def test_dtype_that_is_set_is_loaded_and_told(dtype: str, expected: str) -> None:
-    with closing(engines.load_engine(settings.Settings(model=TINY, dtype=dtype))) as asked:
+    with closing(local.load_engine(settings.Settings(model=TINY, dtype=dtype))) as asked:
         assert asked.dtype == expected
         assert asked._network.dtype == getattr(torch, expected)
 
@@ -80,13 +80,13 @@ def test_dtype_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gguf_file_tells_its_format() -> None:
     choice = settings.Settings(engine="llamacpp")
-    with closing(engines.load_engine(choice)) as asked:
+    with closing(local.load_engine(choice)) as asked:
         assert asked.dtype == "Q8_0"
 
 
 def test_backend_and_page_tell_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATBOT_ENGINE", "fake")
-    monkeypatch.setattr(engine.FakeEngine, "dtype", "bfloat16")
+    monkeypatch.setattr(protocol.FakeEngine, "dtype", "bfloat16")
     with serve_backend() as url:
         monkeypatch.setenv("CHATBOT_BACKEND_URL", url)
         frontend.describe_model.clear()

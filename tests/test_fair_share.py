@@ -10,8 +10,8 @@ import pytest
 from conftest import serve_backend
 
 import chatbot_arch.backend as backend
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.protocol as protocol
 
 DEADLINE_S = 30
 ENDLESS = {"user_input": "/echo " + "word " * 19_000}
@@ -32,7 +32,7 @@ Serve = Callable[..., str]
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Return what serves the backend with settings, and returns its address."""
-    monkeypatch.setattr(engines, "load_engine", lambda choice, report: engine.FakeEngine(0.005))
+    monkeypatch.setattr(local, "load_engine", lambda choice, report: protocol.FakeEngine(0.005))
     with ExitStack() as servers:
 
         def start(**choices: object) -> str:
@@ -126,7 +126,7 @@ def test_refusal_says_whose_share_is_full_and_when_to_come_back(
 ) -> None:
     greedy = ask(serve(max_per_client=1))
     greedy.flood(1)
-    model = {"model": engine.FakeEngine.model}
+    model = {"model": protocol.FakeEngine.model}
     question = model | {"messages": [{"role": "user", "content": "hi"}]}
     refused = greedy.http.post(path, json=question if path.startswith("/v1") else SHORT)
     told = refused.json().get("error", refused.json())
@@ -157,7 +157,7 @@ def test_place_is_given_back_when_a_library_panics(
 
     client = ask(serve(max_replies=1, max_waiting=0, max_per_client=1)).http
     with monkeypatch.context() as broken:
-        broken.setattr(engine.FakeEngine, step, panic)
+        broken.setattr(protocol.FakeEngine, step, panic)
         assert client.post("/chat", json=SHORT).status_code == 500
     wait_until(lambda: not backend.app.state.line.held)
     assert not backend.app.state.askings

@@ -28,14 +28,14 @@ import streamlit as st
 from conftest import FAKE, serve_backend
 from streamlit.testing.v1 import AppTest
 
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
-import chatbot_arch.exports as exports
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.frontend as frontend
-import chatbot_arch.launch as launch
-import chatbot_arch.replies as replies
+import chatbot_arch.measure.launch as launch
+import chatbot_arch.page.files as files
+import chatbot_arch.page.replies as replies
+import chatbot_arch.page.store as store
 import chatbot_arch.settings as settings
-import chatbot_arch.store as store
 import chatbot_arch.utils as utils
 
 FRONTEND = Path(utils.__file__).with_name("frontend.py")
@@ -714,7 +714,7 @@ def test_reply_that_never_ends_is_cut_and_can_still_be_saved_as_a_file(chat: Cha
     assert (set(said), state) == ({"a"}, "failed")
     assert 300_000 <= len(said) <= frontend.MAX_REPLY_CHARS
     conversation = chat.kept.load(chat.key)
-    assert exports.conversation_json(conversation)
+    assert files.conversation_json(conversation)
 
 
 def test_waiting_in_line_is_told_until_the_first_word(chat: Chat) -> None:
@@ -1080,7 +1080,7 @@ def test_page_of_an_odd_reply_can_be_opened_again(page: Callable[[str], AppTest]
 # A slow reader
 
 
-class LavishEngine(engine.FakeEngine):
+class LavishEngine(protocol.FakeEngine):
     """Answer "much" with more than any buffer holds, as fast as it is taken."""
 
     pieces = 5_000
@@ -1091,8 +1091,8 @@ class LavishEngine(engine.FakeEngine):
         self.ended = threading.Event()
 
     def stream(
-        self, conversation: list, options: engine.Options, stop: threading.Event
-    ) -> Generator[str, None, engine.Finish]:
+        self, conversation: list, options: protocol.Options, stop: threading.Event
+    ) -> Generator[str, None, protocol.Finish]:
         if conversation[-1]["content"] != "much":
             return (yield from super().stream(conversation, options, stop))
         try:
@@ -1101,7 +1101,7 @@ class LavishEngine(engine.FakeEngine):
                     break
                 self.said += 1
                 yield "much" * 1_000
-            return engine.Finish("stop", 1, self.said)
+            return protocol.Finish("stop", 1, self.said)
         finally:
             self.ended.set()
 
@@ -1126,7 +1126,7 @@ def lavish(monkeypatch: pytest.MonkeyPatch) -> Iterator[LavishEngine]:
     What a request held must come back when it ends, not when Python happens to clean up.
     """
     held = LavishEngine()
-    monkeypatch.setattr(engines, "load_engine", lambda choice, report=None: held)
+    monkeypatch.setattr(local, "load_engine", lambda choice, report=None: held)
     gc.disable()
     yield held
     gc.enable()
@@ -1188,14 +1188,14 @@ WIDE_TEXT = "👩🏽‍🚀 שלום é \u2028 \u0085 „ß“"
 ASK_PAGE = """
 import json, sys
 from streamlit.testing.v1 import AppTest
-import chatbot_arch.exports as exports, chatbot_arch.replies as replies
+import chatbot_arch.page.files as files, chatbot_arch.page.replies as replies
 page = AppTest.from_file(sys.argv[1], default_timeout=60).run()
 page.chat_input[0].set_value("/echo " + json.loads(sys.argv[2])).run()
 assert replies.find(page.session_state.conversation_id).wait(60)
 page.run()
 conversation = page.session_state.conversation
-written = exports.conversation_json(conversation).encode()
-opened = exports.read_conversation(written, "me").turns[0].reply
+written = files.conversation_json(conversation).encode()
+opened = files.read_conversation(written, "me").turns[0].reply
 seen = page.session_state.conversation_history["generated_responses"]
 print(json.dumps([sys.getfilesystemencoding(), *seen, opened, [e.value for e in page.error]]))
 """

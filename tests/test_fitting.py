@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import chatbot_arch.batching as batching
-import chatbot_arch.engine as engine
-import chatbot_arch.model as model
-import chatbot_arch.prompts as prompts
+import chatbot_arch.engines.continuous as continuous
+import chatbot_arch.engines.prompts as prompts
+import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.engines.weights as weights
 import chatbot_arch.settings as settings
 
 TINY = str(Path(__file__).parent / "blenderbot-tiny" / "model")
@@ -32,12 +32,12 @@ WORDS = (
     "1234",
 )
 DEADLINE_S = 60
-Conversation = list[engine.Message]
+Conversation = list[protocol.Message]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(**model.locate_model(settings.read_settings()))
+    return AutoTokenizer.from_pretrained(**weights.locate_model(settings.read_settings()))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def random_talk(dice: random.Random) -> Conversation:
 
     turns = dice.randrange(30)
     past = [text() for _ in range(turns)], [text() for _ in range(turns)]
-    return engine.to_conversation(*past, text(), dice.choice(("", "Be brief.")))
+    return protocol.to_conversation(*past, text(), dice.choice(("", "Be brief.")))
 
 
 def fewest_turns_to_drop(talk: Conversation, encode: prompts.Encode, room: int) -> int:
@@ -113,14 +113,14 @@ def test_long_conversation_is_read_no_further_than_a_window(
         def check(self) -> None: ...
 
     half = Half(encode, WINDOW, REPLY_TOKENS)
-    fitting, dropped = half.fit(engine.to_conversation(*talk), engine.Options())
+    fitting, dropped = half.fit(protocol.to_conversation(*talk), protocol.Options())
     turns = list(zip(*talk[:2], strict=True))
     next_turn = sum(map(len, turns[dropped - 1]))
     assert sum(read) <= 8 * WINDOW * CHARS_PER_TOKEN + 3 * next_turn
     assert 0 < dropped < 1000
     room = WINDOW - REPLY_TOKENS
     assert len(half.input_ids(fitting)) <= room
-    one_more = prompts.drop_turns(engine.to_conversation(*talk), dropped - 1)
+    one_more = prompts.drop_turns(protocol.to_conversation(*talk), dropped - 1)
     assert len(prompts.chat_input_ids(tokenizer, one_more)) > room
 
 
@@ -131,8 +131,8 @@ def test_question_too_long_is_read_once(tokenizer: PreTrainedTokenizerBase) -> N
         read.append(characters(conversation))
         return len(prompts.chat_input_ids(tokenizer, conversation))
 
-    talk = engine.to_conversation(["hi"] * 999, ["Hello!"] * 999, LONGEST, LONGEST)
-    with pytest.raises(engine.TooLongError, match=r"makes 33\d\d\d tokens, and 7936 fit"):
+    talk = protocol.to_conversation(["hi"] * 999, ["Hello!"] * 999, LONGEST, LONGEST)
+    with pytest.raises(protocol.TooLongError, match=r"makes 33\d\d\d tokens, and 7936 fit"):
         prompts.fit_turns(talk, count, WINDOW, REPLY_TOKENS)
     assert sum(read) <= 2 * len(LONGEST) + 100
 
@@ -145,12 +145,12 @@ def test_blenderbot_reads_its_last_tokens_and_no_more(monkeypatch: pytest.Monkey
         read.append(len(text))
         return whole(tokenizer, text)
 
-    network, tokenizer = batching.load_transformers({"pretrained_model_name_or_path": TINY})
-    with closing(batching.EncoderDecoderEngine("tiny", network, tokenizer)) as asked:
+    network, tokenizer = continuous.load_transformers({"pretrained_model_name_or_path": TINY})
+    with closing(continuous.EncoderDecoderEngine("tiny", network, tokenizer)) as asked:
         monkeypatch.setattr(prompts, "text_ids", text_ids)
-        talk = engine.to_conversation(["word " * 790] * 1000, ["ok " * 1316] * 1000, LONGEST)
-        options = engine.Options(max_new_tokens=1)
-        engine.complete(asked, talk, options)
+        talk = protocol.to_conversation(["word " * 790] * 1000, ["ok " * 1316] * 1000, LONGEST)
+        options = protocol.Options(max_new_tokens=1)
+        protocol.complete(asked, talk, options)
         assert sum(read) < 20 * asked.window * max(map(len, tokenizer.get_vocab()))
 
 
@@ -174,9 +174,9 @@ def test_two_conversations_are_encoded_at_once(monkeypatch: pytest.MonkeyPatch) 
         return [5, 2]
 
     monkeypatch.setattr(prompts, "blenderbot_input_ids", wait_for_the_other)
-    parts = batching.load_transformers({"pretrained_model_name_or_path": TINY})
-    with closing(batching.EncoderDecoderEngine("tiny", *parts)) as asked:
-        talks = [engine.to_conversation([], [], text) for text in ("hello", "how are you?")]
+    parts = continuous.load_transformers({"pretrained_model_name_or_path": TINY})
+    with closing(continuous.EncoderDecoderEngine("tiny", *parts)) as asked:
+        talks = [protocol.to_conversation([], [], text) for text in ("hello", "how are you?")]
         with ThreadPoolExecutor(2) as pool:
             assert list(pool.map(asked.input_ids, talks)) == [[5, 2], [5, 2]]
 
@@ -208,7 +208,7 @@ def test_long_conversations_are_not_kept() -> None:
     tracemalloc.start()
     try:
         for number in range(40):
-            encode(engine.to_conversation([], [], f"{number} " * 250_000))
+            encode(protocol.to_conversation([], [], f"{number} " * 250_000))
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

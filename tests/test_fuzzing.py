@@ -15,8 +15,8 @@ from hypothesis import settings as effort
 from hypothesis import strategies as some
 
 import chatbot_arch.backend as backend
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.settings as settings
 
 EXAMPLES = 300
@@ -34,7 +34,7 @@ CHOICES = {
 }
 
 
-class NamedEngine(engine.FakeEngine):
+class NamedEngine(protocol.FakeEngine):
     """Speak at once, under the name that the OpenAPI's example asks for."""
 
     model = settings.EMBEDDED_MODEL
@@ -44,7 +44,7 @@ class NamedEngine(engine.FakeEngine):
 def url() -> Iterator[str]:
     """Serve an engine that takes no time; afterwards it answers still, and all places are free."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines, "load_engine", lambda choice, report: NamedEngine(token_s=0))
+        patch.setattr(local, "load_engine", lambda choice, report: NamedEngine(token_s=0))
         with serve_backend() as address:
             backend.app.state.loading.result(timeout=30)
             yield address

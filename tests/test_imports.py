@@ -1,54 +1,82 @@
 """Which module may import which, and what a front end must not load."""
 
 import ast
+import shutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
+from check_sync import list_files
 
-import chatbot_arch.guard as guard
+import chatbot_arch
 
-PACKAGE = Path(guard.__file__).parent
-# Besides these, every module but guard and users may import settings.
+PACKAGE = Path(chatbot_arch.__file__).parent
+ROOT = PACKAGE.parent
+# Besides these, every module but guard and users may import settings, and the apps tracing.
+APPS = ("utils", "monolith", "backend", "frontend")
 MAY_IMPORT = {
     "settings": set(),
-    "store": set(),
-    "replies": {"store"},
-    "bubbles": set(),
-    "exports": {"store"},
-    "utils": {"bubbles", "exports", "replies", "store"},
-    "model": set(),
-    "engine": set(),
-    "prompts": {"engine"},
-    "batching": {"engine", "prompts"},
-    "llamacpp": {"engine", "model", "prompts"},
-    "engines": {"engine", "model", "batching", "llamacpp"},
-    "monolith": {"utils", "replies", "engine", "engines"},
     "tracing": set(),
-    "problems": {"engine"},
-    "telemetry": {"problems"},
-    "admission": {"engine", "problems", "telemetry"},
-    "bodies": {"problems"},
-    "openai_api": {"admission", "bodies", "engine", "problems"},
-    "backend": {
-        "admission",
-        "bodies",
-        "engine",
-        "engines",
-        "openai_api",
-        "problems",
-        "telemetry",
-        "tracing",
+    "engines.protocol": set(),
+    "engines.weights": set(),
+    "engines.prompts": {"engines.protocol"},
+    "engines.continuous": {"engines.protocol", "engines.prompts"},
+    "engines.llamacpp": {"engines.protocol", "engines.weights", "engines.prompts"},
+    "engines.local": {
+        "engines.protocol",
+        "engines.weights",
+        "engines.continuous",
+        "engines.llamacpp",
     },
-    "frontend": {"utils", "replies", "tracing"},
-    "guard": set(),
-    "launch": {"guard"},
-    "users": set(),
-    "compare": {"launch", "model", "users"},
-    "load": {"engine", "launch", "compare"},
-    "bench": {"engine", "prompts", "batching", "llamacpp", "model", "launch", "compare"},
+    "page.store": set(),
+    "page.replies": {"page.store"},
+    "page.bubbles": set(),
+    "page.files": {"page.store"},
+    "service.problems": {"engines.protocol"},
+    "service.telemetry": {"service.problems"},
+    "service.admission": {"engines.protocol", "service.problems", "service.telemetry"},
+    "service.bodies": {"service.problems"},
+    "service.openai_api": {
+        "engines.protocol",
+        "service.admission",
+        "service.bodies",
+        "service.problems",
+    },
+    "measure.guard": set(),
+    "measure.launch": {"measure.guard"},
+    "measure.users": set(),
+    "measure.compare": {"measure.launch", "measure.users", "engines.weights"},
+    "measure.bench_backend": {"engines.protocol", "measure.launch", "measure.compare"},
+    "measure.bench_engines": {
+        "engines.protocol",
+        "engines.prompts",
+        "engines.continuous",
+        "engines.llamacpp",
+        "engines.weights",
+        "measure.launch",
+        "measure.compare",
+    },
+    "utils": {"page.bubbles", "page.files", "page.replies", "page.store"},
+    "monolith": {"utils", "page.replies", "engines.protocol", "engines.local"},
+    "backend": {
+        "service.admission",
+        "service.bodies",
+        "service.openai_api",
+        "service.problems",
+        "service.telemetry",
+        "engines.protocol",
+        "engines.local",
+    },
+    "frontend": {"utils", "page.replies"},
 }
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.stem not in ("__init__", "_modidx")
+)
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -60,18 +88,48 @@ def imported_modules(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} imports relatively; `streamlit run` cannot"
             names.add(node.module or "")
-    return {name.split(".")[1] for name in names if name.startswith("chatbot_arch.")}
+    return {name.partition(".")[2] for name in names if name.startswith("chatbot_arch.")}
 
 
 def test_every_module_has_its_row() -> None:
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "_modidx"}
-    assert modules == set(MAY_IMPORT)
+    assert set(MODULES) == set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize("module", MAY_IMPORT)
 def test_arrows_point_one_way(module: str) -> None:
-    allowed = MAY_IMPORT[module] | ({"settings"} if module not in ("guard", "users") else set())
-    assert imported_modules(PACKAGE / f"{module}.py") <= allowed
+    alone = module in ("measure.guard", "measure.users", "settings")
+    ground = set() if alone else {"settings"} if module == "tracing" else {"settings", "tracing"}
+    path = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+    assert imported_modules(path) <= MAY_IMPORT[module] | ground
+
+
+def test_no_arrow_runs_back_or_in_a_circle() -> None:
+    TopologicalSorter(MAY_IMPORT).prepare()  # raises CycleError
+    for module, others in MAY_IMPORT.items():
+        wings = {name.partition(".")[0] for name in others}
+        if module not in APPS:
+            assert not wings & set(APPS), f"the wing's {module} imports an app"
+
+
+def test_wheel_holds_every_module(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    files = list_files("chatbot_arch", "pyproject.toml", "README.md", "LICENSE")
+    tracked = [path.relative_to(ROOT).as_posix() for path in files]
+    for name in tracked:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    build = "import sys, setuptools.build_meta as b; b.build_wheel(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", build, tmp_path],
+        cwd=source,
+        capture_output=True,
+        check=True,
+        timeout=240,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in ZipFile(wheel).namelist() if name.startswith("chatbot_arch/")}
+    assert packed == {name for name in tracked if name.startswith("chatbot_arch/")}
+    assert len([name for name in packed if name.endswith(".py")]) > len(MODULES)
 
 
 def test_frontend_loads_no_model_library() -> None:
@@ -81,12 +139,17 @@ def test_frontend_loads_no_model_library() -> None:
     )
     loaded = set(run.stdout.split())
     assert "streamlit" in loaded
-    assert not loaded & {"torch", "transformers", "chatbot_arch.engine", "chatbot_arch.model"}
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "chatbot_arch.engines.protocol",
+        "chatbot_arch.engines.weights",
+    }
 
 
 def test_llamacpp_loads_no_torch() -> None:
     script = (
-        "import sys, chatbot_arch.engines as engines, chatbot_arch.settings as settings;"
+        "import sys, chatbot_arch.engines.local as engines, chatbot_arch.settings as settings;"
         "engines.load_engine(settings.Settings(engine='llamacpp')).close(); print(*sys.modules)"
     )
     run = subprocess.run(
@@ -94,4 +157,4 @@ def test_llamacpp_loads_no_torch() -> None:
     )
     loaded = set(run.stdout.split())
     assert "xllamacpp" in loaded
-    assert not loaded & {"torch", "transformers", "chatbot_arch.batching"}
+    assert not loaded & {"torch", "transformers", "chatbot_arch.engines.continuous"}

@@ -20,8 +20,8 @@ import pytest
 from conftest import FAKE
 from jupyter_client.manager import start_new_kernel
 
-import chatbot_arch.launch as launch
-import chatbot_arch.users as users
+import chatbot_arch.measure.launch as launch
+import chatbot_arch.measure.users as users
 
 COMMANDS = Path(sys.executable).parent
 
@@ -269,7 +269,7 @@ def test_servers_end_with_a_killed_notebook_kernel() -> None:
     try:
         kernel = psutil.Process(manager.provisioner.pid)
         code = f"""
-import chatbot_arch.launch as launch
+import chatbot_arch.measure.launch as launch
 app = launch.start("microservices", {FAKE!r}).wait_until_ready(120)
 """
         assert client.execute_interactive(code, timeout=180)["content"]["status"] == "ok"

@@ -11,13 +11,13 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
-import chatbot_arch.model as model
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.engines.weights as weights
 import chatbot_arch.monolith as monolith
-import chatbot_arch.replies as replies
+import chatbot_arch.page.replies as replies
+import chatbot_arch.page.store as store
 import chatbot_arch.settings as settings
-import chatbot_arch.store as store
 
 MONOLITH = Path(monolith.__file__)
 DEADLINE_S = 60
@@ -25,7 +25,7 @@ VISITS = 5
 NOT_THERE = "There is no such model. Correct CHATBOT_MODEL."
 
 
-class ClosableEngine(engine.FakeEngine):
+class ClosableEngine(protocol.FakeEngine):
     """An engine that counts how often it is closed."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class ClosableEngine(engine.FakeEngine):
 class Loads:
     """Stands in for `load_engine`: each load takes the next outcome, the last one for ever."""
 
-    def __init__(self, *outcomes: Callable[[], engine.Engine]) -> None:
+    def __init__(self, *outcomes: Callable[[], protocol.Engine]) -> None:
         self.outcomes, self.begun, self.under_way, self.most = outcomes, 0, 0, 0
         self.loaded: list[ClosableEngine] = []
         self.open_when_begun: list[int] = []
@@ -52,7 +52,7 @@ class Loads:
 
     def __call__(
         self, choice: settings.Settings, report: Callable[[str], None] = print
-    ) -> engine.Engine:
+    ) -> protocol.Engine:
         with self._lock:
             outcome = self.outcomes[min(self.begun, len(self.outcomes) - 1)]
             self.begun, self.under_way = self.begun + 1, self.under_way + 1
@@ -68,11 +68,11 @@ class Loads:
                 self.under_way -= 1
 
 
-def fail() -> engine.Engine:
-    raise model.ModelError(NOT_THERE)
+def fail() -> protocol.Engine:
+    raise weights.ModelError(NOT_THERE)
 
 
-def fail_unforeseen() -> engine.Engine:
+def fail_unforeseen() -> protocol.Engine:
     raise RuntimeError("no memory")
 
 
@@ -81,9 +81,9 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Loads]]:
     """Yield what replaces `load_engine`; no reply outlives the test, and no engine."""
     used: list[Loads] = []
 
-    def begin(*outcomes: Callable[[], engine.Engine]) -> Loads:
+    def begin(*outcomes: Callable[[], protocol.Engine]) -> Loads:
         used.append(Loads(*outcomes))
-        monkeypatch.setattr(engines, "load_engine", used[-1])
+        monkeypatch.setattr(local, "load_engine", used[-1])
         return used[-1]
 
     st.cache_resource.clear()
@@ -150,7 +150,7 @@ def begin_reply(kept: store.Store, name: str, question: str) -> replies.Writing:
     ids=["foreseen", "unforeseen"],
 )
 def test_failed_load_is_told_and_kept_until_somebody_asks(
-    use: Callable[..., Loads], outcome: Callable[[], engine.Engine], sentence: str
+    use: Callable[..., Loads], outcome: Callable[[], protocol.Engine], sentence: str
 ) -> None:
     loads = use(outcome)
     page = settled(loads, open_page())
@@ -292,15 +292,15 @@ def test_closed_loading_loads_no_engine_that_nobody_closes(use: Callable[..., Lo
 
 ENDS = """
 import sys
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
+import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.engines.local as local
 import chatbot_arch.monolith as monolith
 
-class Loud(engine.FakeEngine):
+class Loud(protocol.FakeEngine):
     def close(self):
         print("closed", flush=True)
 
-engines.load_engine = lambda choice, report: Loud()
+local.load_engine = lambda choice, report: Loud()
 loading = monolith.start_loading()
 """
 

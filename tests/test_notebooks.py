@@ -5,11 +5,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from check_sync import exported_module, list_files
 from nbclient import NotebookClient
+from nbdev.doclinks import nbglob
 
 FOLDER = Path(__file__).parent.parent / "nbs"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-LABS = [path for path in NOTEBOOKS if path.name.startswith("1")]
+NOTEBOOKS = sorted(path for path in list_files("nbs") if path.suffix == ".ipynb")
+# What measures is run here in a kernel, one at a time; `nbdev_test` runs the others.
+LABS = [path for path in NOTEBOOKS if path.parent.name == "labs" or path.name.startswith("07_")]
+WINGS = ("engines", "page", "service", "measure", "ground", "labs")
 LONGEST_OUTPUT_LINES = 15
 
 
@@ -18,7 +22,53 @@ def output_text(output: nbformat.NotebookNode) -> str:
     return output.get("text") or output.get("data", {}).get("text/plain", "")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def name_of(path: Path) -> str:
+    """Return a notebook's path below `nbs/`, without its ending."""
+    return path.relative_to(FOLDER).with_suffix("").as_posix()
+
+
+def test_every_notebook_is_run_once() -> None:
+    run_by_nbdev = {
+        path
+        for path in nbglob(FOLDER, as_path=True)
+        if not path.name.startswith("07_") and not path.with_name(".notest").exists()
+    }
+    assert sorted(run_by_nbdev | set(LABS)) == NOTEBOOKS
+    assert not run_by_nbdev & set(LABS)
+    assert len(LABS) >= 2
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_paths_in_a_notebook_lead_somewhere(path: Path) -> None:
+    for cell in nbformat.read(path, 4).cells:
+        links = re.findall(r"\]\((?!https?://|#)([^)\s]+)\)", cell.source)
+        if cell.cell_type == "code":  # which runs in the notebook's own folder
+            links = re.findall(r"[\"'](\.\./[^\"'{]*)[\"']", cell.source)
+            assert not re.search(r"[\"'](results|nbs|docs|tests|chatbot_arch)/\w", cell.source), (
+                cell.id
+            )
+        for link in links:
+            assert (path.parent / link.partition("#")[0]).exists(), (cell.id, link)
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_wing_has_an_index_of_all_its_notebooks(wing: str) -> None:
+    of_wing = {path for path in NOTEBOOKS if path.parent == FOLDER / wing}
+    index = nbformat.read(FOLDER / wing / "index.ipynb", 4)
+    linked = re.findall(r"\]\((\w+\.ipynb)\)", "\n".join(cell.source for cell in index.cells))
+    assert sorted(linked) == sorted(path.name for path in of_wing if path.stem != "index")
+    assert all(not re.match(r"\d", path.name) for path in of_wing), "an index gives the order"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_notebook_lies_where_its_module_does(path: Path) -> None:
+    module = exported_module(path)
+    if module and module not in ("settings", "tracing"):
+        place = re.sub(r"^\d\d_", "", name_of(path))
+        assert module == place
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_notebook_is_ordered_for_a_reader(path: Path) -> None:
     cells = nbformat.read(path, 4).cells
     assert re.match(r"# \S.*\n\n> \S", cells[0].source), "starts with a title and a summary"
@@ -29,7 +79,7 @@ def test_notebook_is_ordered_for_a_reader(path: Path) -> None:
     assert "cccc" not in kinds, "never more than three code cells in a row"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_outputs_teach_and_name_no_machine(path: Path) -> None:
     outputs = [
         (cell.id, output)
@@ -45,11 +95,11 @@ def test_outputs_teach_and_name_no_machine(path: Path) -> None:
         assert not re.search(r"127\.0\.0\.1:(?!8000)\d", text), cell
 
 
-@pytest.mark.parametrize("path", LABS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LABS, ids=name_of)
 @pytest.mark.timeout(2400)
 def test_lab_runs_in_a_real_kernel(path: Path) -> None:
     notebook = nbformat.read(path, 4)
-    resources = {"metadata": {"path": str(FOLDER)}}
+    resources = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=2000, kernel_name="python3", resources=resources).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)

@@ -14,14 +14,14 @@ from conftest import serve_backend
 from openai.types.chat import ChatCompletionChunk
 
 import chatbot_arch.backend as backend
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.protocol as protocol
 
-MODEL = engine.FakeEngine.model
+MODEL = protocol.FakeEngine.model
 LONG = "/echo " + "word " * 5000  # at SlowEngine's pace, almost a minute
 
 
-class SlowEngine(engine.FakeEngine):
+class SlowEngine(protocol.FakeEngine):
     """Speak as slowly as a test needs to do something meanwhile."""
 
     def __init__(self) -> None:
@@ -29,15 +29,15 @@ class SlowEngine(engine.FakeEngine):
 
 
 @pytest.fixture
-def speaking() -> engine.FakeEngine:
+def speaking() -> protocol.FakeEngine:
     """Return an engine that takes no time."""
-    return engine.FakeEngine(token_s=0)
+    return protocol.FakeEngine(token_s=0)
 
 
 @pytest.fixture
-def url(speaking: engine.FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def url(speaking: protocol.FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Serve the engine; a test whose settings matter sets them before it asks for this."""
-    monkeypatch.setattr(engines, "load_engine", lambda choice, report: speaking)
+    monkeypatch.setattr(local, "load_engine", lambda choice, report: speaking)
     with serve_backend() as address:
         backend.app.state.loading.result(timeout=30)
         yield address
@@ -192,13 +192,13 @@ def test_wrong_key_is_refused_and_either_right_one_is_not(url: str, connect: Con
 
 def refuse_all(*asked: object) -> NoReturn:
     """Find every question too long."""
-    raise engine.TooLongError("9000 tokens, and 8144 fit.")
+    raise protocol.TooLongError("9000 tokens, and 8144 fit.")
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_too_long_a_prompt_is_told_by_its_code(
     client: openai.OpenAI,
-    speaking: engine.FakeEngine,
+    speaking: protocol.FakeEngine,
     monkeypatch: pytest.MonkeyPatch,
     stream: bool,
 ) -> None:
@@ -317,7 +317,7 @@ def test_what_open_webui_sends_is_answered(url: str, task: str) -> None:
         assert end == "data: [DONE]"
     else:
         said = answer.json()["choices"][0]["message"]["content"]
-    assert said == engine.KNOWN_TEXT
+    assert said == protocol.KNOWN_TEXT
 
 
 def test_picture_is_refused_by_its_place(client: openai.OpenAI) -> None:
@@ -428,7 +428,7 @@ def test_stream_that_fails_raises_where_it_failed(client: openai.OpenAI) -> None
         with pytest.raises(openai.APIError, match="This reply failed") as caught:
             heard.extend(stream)  # what came before the error is kept
         told = stream.response.headers["x-request-id"]
-    assert pieces_of(heard) == [engine.KNOWN_TEXT.split()[0]]
+    assert pieces_of(heard) == [protocol.KNOWN_TEXT.split()[0]]
     assert (caught.value.type, caught.value.code) == ("server_error", "failed")
     assert caught.value.body["request_id"] == told
 
@@ -453,7 +453,7 @@ class TestOnePlace:
     """What happens where there is one place only, and it is taken."""
 
     @pytest.fixture
-    def speaking(self) -> engine.FakeEngine:
+    def speaking(self) -> protocol.FakeEngine:
         """Return an engine that a test can interrupt."""
         return SlowEngine()
 

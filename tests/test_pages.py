@@ -11,11 +11,11 @@ import streamlit as st
 from conftest import serve_backend
 from streamlit.testing.v1 import AppTest
 
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
-import chatbot_arch.replies as replies
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.page.replies as replies
+import chatbot_arch.page.store as store
 import chatbot_arch.settings as settings
-import chatbot_arch.store as store
 import chatbot_arch.utils as utils
 
 PACKAGE = Path(utils.__file__).parent
@@ -23,7 +23,7 @@ SCRIPTS = {"monolith": "monolith.py", "microservices": "frontend.py"}
 DEADLINE_S = 30
 
 
-class CountingEngine(engine.FakeEngine):
+class CountingEngine(protocol.FakeEngine):
     """Answer with the number of the request, after `turns_left_out` turns were dropped.
 
     A question that begins with "slowly" is answered with words until it is stopped.
@@ -31,17 +31,17 @@ class CountingEngine(engine.FakeEngine):
 
     def __init__(self) -> None:
         super().__init__(token_s=0)
-        self.asked: list[list[engine.Message]] = []
-        self.options: list[engine.Options] = []
+        self.asked: list[list[protocol.Message]] = []
+        self.options: list[protocol.Options] = []
         self.under_way = 0
         self.turns_left_out = 0
         self.error: BaseException | None = None
         self.error_after = 0  # pieces
 
-    def fit(self, conversation: list, options: engine.Options) -> tuple[list, int]:
+    def fit(self, conversation: list, options: protocol.Options) -> tuple[list, int]:
         return conversation, self.turns_left_out
 
-    def stream(self, conversation: list, options: engine.Options, stop: threading.Event):
+    def stream(self, conversation: list, options: protocol.Options, stop: threading.Event):
         self.asked.append(conversation)
         self.options.append(options)
         number = len(self.asked)
@@ -54,8 +54,8 @@ class CountingEngine(engine.FakeEngine):
                     raise self.error
                 yield piece
                 if slowly and stop.wait(0.01):
-                    return engine.Finish("cancelled", 1, index)
-            return engine.Finish("stop", 1, 1)
+                    return protocol.Finish("cancelled", 1, index)
+            return protocol.Finish("stop", 1, 1)
         finally:
             self.under_way -= 1
 
@@ -64,7 +64,7 @@ class CountingEngine(engine.FakeEngine):
 def counting(monkeypatch: pytest.MonkeyPatch) -> CountingEngine:
     """Put a counting engine in the place of whatever the settings choose."""
     counted = CountingEngine()
-    monkeypatch.setattr(engines, "load_engine", lambda choice, report=None: counted)
+    monkeypatch.setattr(local, "load_engine", lambda choice, report=None: counted)
     return counted
 
 
@@ -271,7 +271,7 @@ def test_failed_regenerate_leaves_the_reply_there_was(
     page: AppTest, counting: CountingEngine
 ) -> None:
     ask(page, "one")
-    counting.error = engine.ReplyError("This reply failed.")
+    counting.error = protocol.ReplyError("This reply failed.")
     click(page, "Regenerate")
     assert replies.find(page.session_state.conversation_id).wait(DEADLINE_S)
     assert [error.value for error in page.run().error] == ["This reply failed."]
@@ -285,7 +285,7 @@ def slow_then_failing(counting: CountingEngine, page: AppTest) -> list[tuple[str
     writing.stop.set()
     assert writing.wait(DEADLINE_S)
     good = shown(page.run())
-    counting.error, counting.error_after = engine.ReplyError("This reply failed."), 3
+    counting.error, counting.error_after = protocol.ReplyError("This reply failed."), 3
     return good
 
 
@@ -488,7 +488,7 @@ def test_question_that_is_asked_as_the_one_before_fails_is_answered(
 ) -> None:
     gate, said = threading.Event(), counting.stream
     counting.stream = lambda *asked: (gate.wait(DEADLINE_S), (yield from said(*asked)))[1]
-    counting.error = engine.ReplyError("This reply failed.")
+    counting.error = protocol.ReplyError("This reply failed.")
     writing = begin(page, "hello")
     gate.set()
     assert writing.wait(DEADLINE_S)  # and the page has not looked yet
@@ -599,7 +599,7 @@ def test_blank_question_is_ignored(page: AppTest, counting: CountingEngine) -> N
 
 def test_too_long_question_is_a_sentence_and_kept(page: AppTest, counting: CountingEngine) -> None:
     ask(page, "hello")
-    counting.error = engine.TooLongError("9000 tokens, and 8144 fit. Shorten it.")
+    counting.error = protocol.TooLongError("9000 tokens, and 8144 fit. Shorten it.")
     ask(page, "too long")
     assert [error.value for error in page.error] == ["9000 tokens, and 8144 fit. Shorten it."]
     assert page.chat_input[0].proto.value == "too long"
@@ -617,7 +617,7 @@ def test_longer_question_than_the_box_takes_is_cut_by_the_box(page: AppTest) -> 
 def test_reply_that_fails_in_the_middle_is_kept_marked_and_asked_again(
     page: AppTest, counting: CountingEngine
 ) -> None:
-    counting.error, counting.error_after = engine.ReplyError("The model failed."), 3
+    counting.error, counting.error_after = protocol.ReplyError("The model failed."), 3
     ask(page, "slowly, please")
     assert [error.value for error in page.error] == ["The model failed."]
     assert shown(page) == [("slowly, please", "word0 word1 word2 ", "failed")]
@@ -948,11 +948,11 @@ def test_engine_is_loaded_once_for_all_clicks_and_sessions(
 ) -> None:
     loads = []
 
-    def load(choice: settings.Settings, report: object = None) -> engine.Engine:
+    def load(choice: settings.Settings, report: object = None) -> protocol.Engine:
         loads.append(choice)
-        return engine.FakeEngine(token_s=0)
+        return protocol.FakeEngine(token_s=0)
 
-    monkeypatch.setattr(engines, "load_engine", load)
+    monkeypatch.setattr(local, "load_engine", load)
     st.cache_resource.clear()
     for _ in range(2):
         page = open_page("monolith.py")
@@ -964,7 +964,7 @@ def test_engine_is_loaded_once_for_all_clicks_and_sessions(
 def test_engine_that_died_is_loaded_anew_for_the_next_question(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engines, "load_engine", lambda choice, report=None: engine.FakeEngine())
+    monkeypatch.setattr(local, "load_engine", lambda choice, report=None: protocol.FakeEngine())
     st.cache_resource.clear()
     page = ask(open_page("monolith.py"), "/die")
     assert "has died" in page.error[0].value

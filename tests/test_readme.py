@@ -2,14 +2,15 @@
 
 import json
 import re
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-import chatbot_arch.bench as bench
-import chatbot_arch.compare as compare
-import chatbot_arch.load as load
+import chatbot_arch.measure.bench_backend as bench_backend
+import chatbot_arch.measure.bench_engines as bench_engines
+import chatbot_arch.measure.compare as compare
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,16 +39,16 @@ def test_readme_shows_the_committed_results() -> None:
 
 def test_readme_shows_the_committed_benchmark() -> None:
     results = committed_results("engines")
-    loads = [bench.Load(**load) for load in results["loads"]]
-    for row in bench.tabulate(loads).to_markdown(index=False).splitlines():
+    loads = [bench_engines.Load(**load) for load in results["loads"]]
+    for row in bench_engines.tabulate(loads).to_markdown(index=False).splitlines():
         assert row in README
     ratios = {
         (row["contestant"], row["to"]): row["16 at once"].split()[0]
-        for row in bench.tabulate_ratios(loads).to_dict("records")
+        for row in bench_engines.tabulate_ratios(loads).to_dict("records")
     }
     for ours, other in (
-        (bench.OUR_TRANSFORMERS, bench.ARTICLE),
-        (bench.OUR_LLAMACPP, bench.OUR_TRANSFORMERS),
+        (bench_engines.OUR_TRANSFORMERS, bench_engines.ARTICLE),
+        (bench_engines.OUR_LLAMACPP, bench_engines.OUR_TRANSFORMERS),
     ):
         assert f"{ratios[ours, other]} times" in README
     for fact in (results["date"], results["machine"]["processor"], results["command"]):
@@ -57,8 +58,8 @@ def test_readme_shows_the_committed_benchmark() -> None:
 def test_page_of_the_backend_shows_the_committed_load() -> None:
     page = (ROOT / "docs" / "backend.md").read_text(encoding="utf-8")
     results = committed_results("backend")
-    layer = [load.Layer(**each) for each in results["rounds"]]
-    for row in load.tabulate_layer(layer).to_markdown(index=False).splitlines():
+    layer = [bench_backend.Layer(**each) for each in results["rounds"]]
+    for row in bench_backend.tabulate_layer(layer).to_markdown(index=False).splitlines():
         assert row in page
     crowd = results["crowd"]
     assert not [name for name in crowd["counts"] if re.match("reply: wrong|status 5|failed", name)]

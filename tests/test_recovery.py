@@ -22,9 +22,9 @@ from tabs import (
     turn,
 )
 
-import chatbot_arch.launch as launch
-import chatbot_arch.store as store
-import chatbot_arch.users as users
+import chatbot_arch.measure.launch as launch
+import chatbot_arch.measure.users as users
+import chatbot_arch.page.store as store
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

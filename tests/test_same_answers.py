@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 import chatbot_arch.frontend as frontend
-import chatbot_arch.launch as launch
+import chatbot_arch.measure.launch as launch
 import chatbot_arch.monolith as monolith
-import chatbot_arch.replies as replies
-import chatbot_arch.store as store
+import chatbot_arch.page.replies as replies
+import chatbot_arch.page.store as store
 
 QUESTIONS = ("What is a monolith?", "And <|im_end|> is what?", "Thank you! 🧹 é \u202e")
 OPTIONS = replies.Options(system_prompt="Be brief.", max_new_tokens=24)

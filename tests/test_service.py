@@ -28,16 +28,16 @@ from playwright.sync_api import Browser, expect
 from prometheus_client.parser import text_string_to_metric_families
 from tabs import open_context
 
-import chatbot_arch.admission as admission
 import chatbot_arch.backend as backend
-import chatbot_arch.engine as engine
-import chatbot_arch.engines as engines
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.frontend as frontend
-import chatbot_arch.launch as launch
-import chatbot_arch.replies as replies
+import chatbot_arch.measure.launch as launch
+import chatbot_arch.page.replies as replies
+import chatbot_arch.page.store as store
+import chatbot_arch.service.admission as admission
+import chatbot_arch.service.telemetry as telemetry
 import chatbot_arch.settings as settings
-import chatbot_arch.store as store
-import chatbot_arch.telemetry as telemetry
 
 DEADLINE_S = 30
 START_DEADLINE_S = 120  # for a process to import everything, on a machine that is busy
@@ -109,9 +109,9 @@ def serve(monkeypatch: pytest.MonkeyPatch, log: io.StringIO) -> Iterator[Callabl
     """Return what serves the backend with an engine and settings; all is back at the end."""
     with ExitStack() as servers:
 
-        def start(speaker: engine.Engine | None = None, **choices: object) -> Service:
-            speaker = speaker or engine.FakeEngine(token_s=0.005)
-            monkeypatch.setattr(engines, "load_engine", lambda choice, report: speaker)
+        def start(speaker: protocol.Engine | None = None, **choices: object) -> Service:
+            speaker = speaker or protocol.FakeEngine(token_s=0.005)
+            monkeypatch.setattr(local, "load_engine", lambda choice, report: speaker)
             for name, value in choices.items():
                 monkeypatch.setenv(f"CHATBOT_{name.upper()}", str(value))
             url = servers.enter_context(serve_backend())
@@ -235,9 +235,9 @@ def run_backend(
 
 WITH_ENGINE = (
     "import sys, uvicorn; sys.path.insert(0, sys.argv.pop(1));"
-    "import speakers, chatbot_arch.engines as engines;"
+    "import speakers, chatbot_arch.engines.local as engines;"
     "speaker = getattr(speakers, sys.argv.pop(1))(token_s=0);"
-    "engines.load_engine = lambda choice, report: speaker;"
+    "local.load_engine = lambda choice, report: speaker;"
     "uvicorn.run('chatbot_arch.backend:app', port=int(sys.argv[-1]))"
 )
 
@@ -314,7 +314,7 @@ def test_full_line_refuses_at_once_and_serves_all_it_took(serve: Callable[..., S
         assert len(served) == 4
 
 
-class CountingEngine(engine.FakeEngine):
+class CountingEngine(protocol.FakeEngine):
     """Note how many replies were made at once, at most."""
 
     now = most = 0
@@ -391,7 +391,7 @@ def test_reader_that_reads_no_more_loses_its_place_and_its_request_ends(
         wait_until(lambda: '"code": "reader_stalled"' in log.getvalue())
 
 
-class FailingEngine(engine.FakeEngine):
+class FailingEngine(protocol.FakeEngine):
     """Fail in a way that nobody foresaw, after some words."""
 
     after = 0
@@ -432,7 +432,7 @@ def test_surprise_is_a_problem_with_an_id_and_a_traceback_in_the_log(
 
 
 def test_reply_without_an_end_ends_at_its_limit(serve: Callable[..., Service]) -> None:
-    service = serve(engine.FakeEngine(reply_timeout_s=0.3), reply_timeout_s=0.3)
+    service = serve(protocol.FakeEngine(reply_timeout_s=0.3), reply_timeout_s=0.3)
     streamed = service.http.post("/chat/stream", json=ENDLESS).text
     assert '"reason": "timeout"' in streamed.split("event: done\ndata: ")[1]
 
@@ -573,7 +573,7 @@ def test_log_has_one_line_a_request_and_no_text(
     assert all(0 < line["first_token_s"] <= line["seconds"] for line in lines)
     assert MARK not in log.getvalue()
     said = [{"role": "user", "content": f"/echo {MARK}"}]
-    asked = {"model": engine.FakeEngine.model, "messages": said}
+    asked = {"model": protocol.FakeEngine.model, "messages": said}
     service = serve(log_texts=True)
     service.post({"user_input": f"/echo {MARK}"})
     service.http.post("/chat/stream", json={"user_input": f"/echo {MARK}"})
@@ -635,7 +635,8 @@ def test_question_is_one_trace_from_page_to_backend(monkeypatch: pytest.MonkeyPa
             pass
 
     ask = (
-        "import chatbot_arch.frontend as f, chatbot_arch.replies as r, chatbot_arch.store as s\n"
+        "import chatbot_arch.frontend as f, chatbot_arch.page.replies as r\n"
+        "import chatbot_arch.page.store as s\n"
         "turn = s.Turn(id='t', conversation_id='c', position=0, question='/echo hi')\n"
         "kept = s.Store('sqlite://'); kept.keep_draft('c', 'me', '/echo hi', {})\n"
         "w = r.Writing(f.microservice_llm_response, kept, turn); w.run(); print(w.look())\n"

@@ -26,9 +26,9 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-import chatbot_arch.guard as guard
-import chatbot_arch.store as chats
-from chatbot_arch.store import (
+import chatbot_arch.measure.guard as guard
+import chatbot_arch.page.store as chats
+from chatbot_arch.page.store import (
     Conversation,
     GoneError,
     Store,
@@ -294,7 +294,7 @@ def test_a_turn_where_another_process_has_put_one_comes_after_it(
 ) -> None:
     other = """
 import sys
-from chatbot_arch.store import Store, Turn
+from chatbot_arch.page.store import Store, Turn
 Store(sys.argv[1]).begin_turn("c1", Turn(id="theirs", position=3, question="theirs"))
 """
     subprocess.run([sys.executable, "-c", other, url], check=True)
@@ -398,7 +398,7 @@ def check_threads(url: str) -> None:
 def test_a_process_killed_while_it_writes_leaves_its_last_save(url: str, store: Store) -> None:
     writing = """
 import itertools, sys
-from chatbot_arch.store import Store, Turn
+from chatbot_arch.page.store import Store, Turn
 store = Store(sys.argv[1])
 store.keep_draft("c1", "me", "Tell me a story.", {})
 store.begin_turn("c1", Turn(id="t0", position=0, question="Tell me a story."))
@@ -666,7 +666,7 @@ def test_a_new_file_is_for_its_user_alone_wherever_it_is(tmp_path: Path, mask: i
     script = """
 import os, sys
 from pathlib import Path
-from chatbot_arch.store import Store
+from chatbot_arch.page.store import Store
 os.umask(int(sys.argv[1]))
 store = Store(f"sqlite:///{sys.argv[2]}/chats.sqlite")
 store.check()
