@@ -30,11 +30,13 @@ from streamlit.testing.v1 import AppTest
 
 import chatbot_arch.engines.local as local
 import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.engines.remote as remote
 import chatbot_arch.frontend as frontend
 import chatbot_arch.measure.launch as launch
 import chatbot_arch.page.files as files
 import chatbot_arch.page.replies as replies
 import chatbot_arch.page.store as store
+import chatbot_arch.page.turns as turns
 import chatbot_arch.settings as settings
 import chatbot_arch.utils as utils
 
@@ -258,13 +260,13 @@ class Chat:
     key: str = "a talk"
 
     def begin(
-        self, url: str, question: str = "hello", options: replies.Options | None = None
+        self, url: str, question: str = "hello", options: protocol.Options | None = None
     ) -> replies.Writing:
         """Ask, in place of the last turn if that one failed; return the reply under way."""
         self.monkeypatch.setenv("CHATBOT_BACKEND_URL", url)
         self.kept.keep_draft(self.key, "somebody", question, {})
         turns = self.turns()
-        failed = turns.pop() if turns and not utils.is_kept(turns[-1]) else None
+        failed = turns.pop() if turns and not turns.is_kept(turns[-1]) else None
         turn = store.Turn(
             id=store.new_id(), conversation_id=self.key, position=len(turns), question=question
         )
@@ -274,12 +276,12 @@ class Chat:
         return writing
 
     def ask(
-        self, url: str, question: str = "hello", options: replies.Options | None = None
+        self, url: str, question: str = "hello", options: protocol.Options | None = None
     ) -> replies.View:
         """Ask, and return the reply when it has ended."""
         writing = self.begin(url, question, options)
         assert writing.wait(DEADLINE_S)
-        return writing.look()
+        return replies.look(writing)
 
     def turns(self) -> list[store.Turn]:
         """Return what is kept of the conversation."""
@@ -331,7 +333,7 @@ def real_backend(port: int, **environment: str) -> Iterator[launch.Server]:
 
 
 def test_sentence_names_address_and_command_when_backend_is_not_started(chat: Chat) -> None:
-    with closed_port() as url, timed(0, frontend.REFUSED_UP_TO_S + SOON_S):
+    with closed_port() as url, timed(0, remote.REFUSED_UP_TO_S + SOON_S):
         view = chat.ask(url)
     assert view.error.startswith(f"No backend answers at {url}. Start it with `uvicorn chatbot")
     assert (view.text, chat.saved()) == ("", [])
@@ -345,7 +347,7 @@ def test_backend_that_starts_meanwhile_is_asked_again(
     with socket.socket() as later:
         later.bind(("127.0.0.1", 0))
         writing = chat.begin(f"http://127.0.0.1:{later.getsockname()[1]}")
-        wait_until(lambda: "Trying again" in writing.look().status)
+        wait_until(lambda: "Trying again" in replies.look(writing).status)
         later.listen()
         connection, _ = later.accept()
         with connection:
@@ -357,7 +359,7 @@ def test_backend_that_starts_meanwhile_is_asked_again(
 @LINUX
 def test_address_that_takes_no_connection_is_a_sentence_after_three_seconds(chat: Chat) -> None:
     with full_port() as url:
-        limit_s = frontend.CONNECT_TIMEOUT_S
+        limit_s = remote.CONNECT_TIMEOUT_S
         with timed(limit_s - 0.1, limit_s + SLACK_S):
             view = chat.ask(url)
     assert view.error == f"No backend could be reached at {url}. Check the address."
@@ -382,11 +384,11 @@ def test_part_is_kept_and_retry_works_when_connection_breaks(
         whole = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in whole]
     with serve(stream(*pieces, seen, then=end), stream(*whole)) as stub:
         writing = chat.begin(stub.url)
-        wait_until(lambda: writing.look().text == "Once upon ")
+        wait_until(lambda: replies.look(writing).text == "Once upon ")
         with timed(0, SOON_S):
             seen.set()
             assert writing.wait(DEADLINE_S)
-        assert "broke off in mid-reply" in writing.look().error
+        assert "broke off in mid-reply" in replies.look(writing).error
         assert chat.saved() == [("hello", "Once upon ", "failed")]
         assert not chat.ask(stub.url).error
     assert chat.saved() == [("hello", "Once more.", "done")]
@@ -397,12 +399,12 @@ def test_killed_backend_is_a_sentence_at_once_and_its_successor_answers(chat: Ch
     with real_backend(port) as server:
         assert chat.ask(server.url, "/echo first").text == "first"
         writing = chat.begin(server.url, "/echo" + " slow" * 10_000)
-        wait_until(lambda: writing.look().text)
+        wait_until(lambda: replies.look(writing).text)
         with timed(0, SOON_S):
             for process in server.processes():
                 process.kill()
             assert writing.wait(DEADLINE_S)
-    assert "broke off in mid-reply" in writing.look().error
+    assert "broke off in mid-reply" in replies.look(writing).error
     [first, (_, part, state)] = chat.saved()
     assert (part[:4], state) == ("slow", "failed")
     with real_backend(port) as server:
@@ -417,7 +419,7 @@ def test_sentence_comes_at_the_limit_when_nobody_speaks(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHATBOT_REPLY_TIMEOUT_S", "0.5")
-    limit_s = 0.5 + frontend.ANSWER_GRACE_S
+    limit_s = 0.5 + remote.ANSWER_GRACE_S
     with serve(hold) as stub:
         with timed(limit_s - 0.1, limit_s + SLACK_S):
             view = chat.ask(stub.url)
@@ -436,11 +438,11 @@ def test_stopped_process_is_a_sentence_at_the_limit_and_answers_when_it_goes_on(
         monkeypatch.setenv("CHATBOT_REPLY_TIMEOUT_S", "3.5")
         with timed(3.9, 4 + SLACK_S):
             writing = chat.begin(server.url, "/echo" + " slow" * 10_000)
-            wait_until(lambda: writing.look().text)
+            wait_until(lambda: replies.look(writing).text)
             [process] = server.processes()
             process.send_signal(signal.SIGSTOP)
             assert writing.wait(DEADLINE_S)
-        view = writing.look()
+        view = replies.look(writing)
         assert "had not finished its reply within 4 s" in view.error
         assert chat.saved()[0][1:] == (view.text, "failed")
         monkeypatch.setenv("CHATBOT_REPLY_TIMEOUT_S", "0.5")
@@ -522,7 +524,9 @@ def test_answer_that_says_when_to_come_back_is_asked_again(
     with serve(busy, busy, stream(token("Now."), DONE)) as stub:
         with timed(0.6, DEADLINE_S):
             writing = chat.begin(stub.url)
-            wait_until(lambda: "Still loading. Trying again in 0.3 s" in writing.look().status)
+            wait_until(
+                lambda: "Still loading. Trying again in 0.3 s" in replies.look(writing).status
+            )
             assert writing.wait(DEADLINE_S)
         assert [caller.body["user_input"] for caller in stub.asked] == ["hello"] * 3
     assert chat.saved() == [("hello", "Now.", "done")]
@@ -545,7 +549,7 @@ def test_coming_back_has_an_end_when_told_to_come_at_once(
     with serve(answer(503, '{"detail": "Still loading."}', Retry_After="0")) as stub:
         writing = chat.begin(stub.url)
         assert writing.wait(0.5 + SLACK_S)
-    assert writing.look().error == "Still loading."
+    assert replies.look(writing).error == "Still loading."
     assert len(stub.asked) < 20
 
 
@@ -569,7 +573,7 @@ def test_nothing_is_asked_again_once_something_was_said(chat: Chat) -> None:
     seen = threading.Event()
     with serve(stream(token("Once "), seen, then=reset), stream(token("twice"), DONE)) as stub:
         writing = chat.begin(stub.url)
-        wait_until(lambda: writing.look().text)
+        wait_until(lambda: replies.look(writing).text)
         seen.set()
         assert writing.wait(DEADLINE_S)
     assert len(stub.asked) == 1
@@ -712,7 +716,7 @@ def test_reply_that_never_ends_is_cut_and_can_still_be_saved_as_a_file(chat: Cha
         assert stub.asked[0].left.wait(SOON_S)
     [(_, said, state)] = chat.saved()
     assert (set(said), state) == ({"a"}, "failed")
-    assert 300_000 <= len(said) <= frontend.MAX_REPLY_CHARS
+    assert 300_000 <= len(said) <= remote.MAX_REPLY_CHARS
     conversation = chat.kept.load(chat.key)
     assert files.conversation_json(conversation)
 
@@ -722,12 +726,12 @@ def test_waiting_in_line_is_told_until_the_first_word(chat: Chat) -> None:
     ahead = [event("waiting", {"ahead": 3}), seen, event("waiting", {"ahead": 0})]
     with serve(stream(*ahead, said, token("Now."), DONE)) as stub:
         writing = chat.begin(stub.url)
-        wait_until(lambda: "busy. Waiting: 3 before you" in writing.look().status)
+        wait_until(lambda: "busy. Waiting: 3 before you" in replies.look(writing).status)
         seen.set()
-        wait_until(lambda: "busy. Waiting: 0 before you" in writing.look().status)
+        wait_until(lambda: "busy. Waiting: 0 before you" in replies.look(writing).status)
         said.set()
         assert writing.wait(DEADLINE_S)
-    assert writing.look().status == ""
+    assert replies.look(writing).status == ""
     assert chat.saved() == [("hello", "Now.", "done")]
 
 
@@ -736,7 +740,7 @@ def test_waiting_in_line_is_told_until_the_first_word(chat: Chat) -> None:
 
 def test_article_s_backend_is_asked_on_its_own_route(chat: Chat) -> None:
     whole = answer(200, '"Hi\\n\\ud83d\\ude00"', X_Turns_Left_Out="3")
-    options = replies.Options("Be brief.", 0.5, 0.9, 7)
+    options = protocol.Options("Be brief.", 0.5, 0.9, 7)
     with serve(stream(token("Hi."), DONE), NOT_THERE, whole) as stub:
         chat.ask(stub.url, "hi")
         chat.ask(stub.url, "hello", options)
@@ -883,9 +887,9 @@ def test_settings_can_be_printed_without_passwords(monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def asking(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Return an event that is set when the front end begins to ask."""
-    begun, ask_once = threading.Event(), frontend.ask_once
+    begun, ask_once = threading.Event(), remote.ask_once
 
-    async def marked(*asked: object) -> replies.Reply:
+    async def marked(*asked: object) -> protocol.Facts:
         begun.set()
         return await ask_once(*asked)
 
@@ -898,10 +902,10 @@ def test_stop_while_connecting_ends_soon(chat: Chat, asking: threading.Event) ->
     with full_port() as url:
         writing = chat.begin(url)
         assert asking.wait(DEADLINE_S)
-        with timed(0, frontend.CONNECT_TIMEOUT_S / 2):
+        with timed(0, remote.CONNECT_TIMEOUT_S / 2):
             writing.stop.set()
             assert writing.wait(DEADLINE_S)
-    assert (writing.look().error, chat.saved()) == ("", [])
+    assert (replies.look(writing).error, chat.saved()) == ("", [])
 
 
 STOPPED = {
@@ -921,13 +925,13 @@ def test_stop_ends_soon_and_the_backend_sees_it(
 ) -> None:
     with serve(*scripts) as stub:
         writing = chat.begin(stub.url)
-        wait_until(lambda: len(stub.asked) == len(scripts) and writing.look().text == said)
+        wait_until(lambda: len(stub.asked) == len(scripts) and replies.look(writing).text == said)
         assert not stub.asked[-1].left.is_set()
         with timed(0, SOON_S):
             writing.stop.set()
             assert writing.wait(DEADLINE_S)
         assert stub.asked[-1].left.wait(SOON_S)
-        assert writing.look().error == ""
+        assert replies.look(writing).error == ""
     assert chat.saved() == ([("hello", said, "stopped")] if said else [])
     assert len(stub.asked) == len(scripts)
 
@@ -935,12 +939,12 @@ def test_stop_ends_soon_and_the_backend_sees_it(
 def test_stop_while_waiting_to_come_back_ends_soon(chat: Chat) -> None:
     with serve(answer(503, '{"detail": "Still loading."}', Retry_After="5")) as stub:
         writing = chat.begin(stub.url)
-        wait_until(lambda: "Trying again in 5 s" in writing.look().status)
+        wait_until(lambda: "Trying again in 5 s" in replies.look(writing).status)
         with timed(0, SOON_S):
             writing.stop.set()
             assert writing.wait(DEADLINE_S)
     assert len(stub.asked) == 1
-    assert (writing.look().error, chat.saved()) == ("", [])
+    assert (replies.look(writing).error, chat.saved()) == ("", [])
 
 
 # Which model it holds
@@ -963,7 +967,7 @@ def test_odd_description_is_a_sentence_soon(
     with ThreadPoolExecutor(1) as pool, serve(ready=ready) as stub:
         monkeypatch.setenv("CHATBOT_BACKEND_URL", stub.url)
         described = pool.submit(frontend.describe_model)
-        said, is_known = described.result(frontend.DESCRIBE_TIMEOUT_S + SLACK_S)
+        said, is_known = described.result(remote.DESCRIBE_TIMEOUT_S + SLACK_S)
     assert stub.url in said
     assert "Traceback" not in said
     assert not is_known
@@ -985,7 +989,7 @@ def test_certificates_that_are_not_there_are_a_sentence(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file")
-    frontend.trusted.cache_clear()
+    remote.trusted.cache_clear()
     with serve(stream(token("Hi."), DONE)) as stub:
         assert "SSL_CERT_FILE" in chat.ask(stub.url).error
         assert not stub.asked
@@ -1057,7 +1061,7 @@ def test_page_goes_on_after_each_fault(page: Callable[[str], AppTest]) -> None:
         opened = ask_page(page(stub.url), "first")
         for sentence in sentences:
             expect_put_back(ask_page(opened, "second"), sentence, "second", ["first"])
-        assert utils.BROKEN_OFF in [each.value for each in opened.main.caption]
+        assert turns.BROKEN_OFF in [each.value for each in opened.main.caption]
         ask_page(opened, "second")
     assert not opened.error
     assert opened.session_state.conversation_history == {
@@ -1157,7 +1161,7 @@ def test_client_that_leaves_without_reading_gives_its_place_back(
         with slow_reader(url, "much"):
             wait_until(lambda: lavish.said > 10)
             writing = chat.begin(url, "/echo at last")
-            wait_until(lambda: "Waiting: 0 before you" in writing.look().status)
+            wait_until(lambda: "Waiting: 0 before you" in replies.look(writing).status)
         assert writing.wait(SOON_S)
     assert chat.saved() == [("/echo at last", "at last", "done")]
 
@@ -1170,7 +1174,7 @@ def test_stopped_reply_gives_its_place_back(
     with serve_backend() as url:
         for number in range(3):
             writing = chat.begin(url, "/echo" + f" {number}" * 10_000)
-            wait_until(lambda writing=writing: writing.look().text, SOON_S)
+            wait_until(lambda writing=writing: replies.look(writing).text, SOON_S)
             writing.stop.set()
             assert writing.wait(SOON_S)
         assert chat.begin(url, "/echo at last").wait(SOON_S)

@@ -178,13 +178,13 @@ def test_many_questions_after_a_failed_load_begin_one_load(use: Callable[..., Lo
     loads.gate.clear()
     kept = store.Store("sqlite://")
     asked = [begin_reply(kept, f"talk {number}", "/echo alive") for number in range(20)]
-    wait_until(lambda: all("still loading" in each.look().status for each in asked))
+    wait_until(lambda: all("still loading" in replies.look(each).status for each in asked))
     said, is_known = monolith.describe_model()
     assert ("Loading the model" in said, is_known) == (True, False)
     loads.gate.set()
     for each in asked:
         assert each.wait(DEADLINE_S)
-    assert {each.look().text for each in asked} == {"alive"}
+    assert {replies.look(each).text for each in asked} == {"alive"}
     assert (loads.begun, loads.most) == (2, 1)
 
 
@@ -248,7 +248,7 @@ def test_died_engine_is_closed_once_when_many_threads_notice_at_once(
     asked = [begin_reply(kept, f"talk {number}", "/echo alive") for number in range(20)]
     for each in asked:
         assert each.wait(DEADLINE_S)
-    assert {each.look().text for each in asked} == {"alive"}
+    assert {replies.look(each).text for each in asked} == {"alive"}
     assert [each.closed for each in loads.loaded] == [1, 0]
     assert (loads.begun, loads.most) == (2, 1)
 

@@ -31,6 +31,7 @@ from tabs import open_context
 import chatbot_arch.backend as backend
 import chatbot_arch.engines.local as local
 import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.engines.remote as remote
 import chatbot_arch.frontend as frontend
 import chatbot_arch.measure.launch as launch
 import chatbot_arch.page.replies as replies
@@ -475,7 +476,7 @@ def ask_from_page(service: Service, monkeypatch: pytest.MonkeyPatch) -> replies.
     writing = replies.Writing(frontend.microservice_llm_response, kept, turn)
     replies.start(writing)
     assert writing.wait(DEADLINE_S)
-    return writing.look()
+    return replies.look(writing)
 
 
 def test_page_sends_the_first_key_and_says_when_another_is_wanted(
@@ -504,11 +505,11 @@ def test_page_waits_in_the_line_longer_than_for_a_reply(
 
 def test_page_sends_no_more_turns_than_a_backend_takes() -> None:
     past = [str(number) for number in range(settings.MAX_TURNS + 7)]
-    assert frontend.turns_too_many(past, past) == 7
+    assert remote.turns_too_many(past, past) == 7
     longest = "x" * settings.MAX_TEXT_CHARS
-    assert frontend.turns_too_many(["a", longest, "b"], ["c", longest + "x", "d"]) == 2
-    assert frontend.turns_too_many(["a"] * 20, [longest] * 20) == 11
-    assert frontend.turns_too_many([], []) == 0
+    assert remote.turns_too_many(["a", longest, "b"], ["c", longest + "x", "d"]) == 2
+    assert remote.turns_too_many(["a"] * 20, [longest] * 20) == 11
+    assert remote.turns_too_many([], []) == 0
 
 
 def test_host_that_is_not_ours_is_refused(serve: Callable[..., Service]) -> None:
@@ -639,7 +640,7 @@ def test_question_is_one_trace_from_page_to_backend(monkeypatch: pytest.MonkeyPa
         "import chatbot_arch.page.store as s\n"
         "turn = s.Turn(id='t', conversation_id='c', position=0, question='/echo hi')\n"
         "kept = s.Store('sqlite://'); kept.keep_draft('c', 'me', '/echo hi', {})\n"
-        "w = r.Writing(f.microservice_llm_response, kept, turn); w.run(); print(w.look())\n"
+        "w = r.Writing(f.microservice_llm_response, kept, turn); w.run(); print(replies.look(w))\n"
     )
     with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
         thread = threading.Thread(target=collector.serve_forever)

@@ -87,11 +87,11 @@ def choose_options() -> None:
         same = "0 always takes the likeliest word: the same question gets the same reply."
         st.slider("Temperature", 0.0, 2.0, step=0.1, key="temperature", help=same)
         share = "Draw only from the likeliest words that together have this probability."
-        st.slider("Top-p", session.MIN_TOP_P, 1.0, step=0.05, key="top_p", help=share)
+        st.slider("Top-p", files.MIN_TOP_P, 1.0, step=0.05, key="top_p", help=share)
         st.number_input(
             "Longest reply, in tokens",
             1,
-            session.MOST_NEW_TOKENS,
+            files.MOST_NEW_TOKENS,
             key="max_new_tokens",
             placeholder="no own limit",
         )
