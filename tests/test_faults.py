@@ -35,6 +35,7 @@ import chatbot_arch.frontend as frontend
 import chatbot_arch.measure.launch as launch
 import chatbot_arch.page.files as files
 import chatbot_arch.page.replies as replies
+import chatbot_arch.page.sidebar as sidebar
 import chatbot_arch.page.store as store
 import chatbot_arch.page.turns as turns
 import chatbot_arch.settings as settings
@@ -265,13 +266,13 @@ class Chat:
         """Ask, in place of the last turn if that one failed; return the reply under way."""
         self.monkeypatch.setenv("CHATBOT_BACKEND_URL", url)
         self.kept.keep_draft(self.key, "somebody", question, {})
-        turns = self.turns()
-        failed = turns.pop() if turns and not turns.is_kept(turns[-1]) else None
+        past = self.turns()
+        failed = past.pop() if past and not turns.is_kept(past[-1]) else None
         turn = store.Turn(
-            id=store.new_id(), conversation_id=self.key, position=len(turns), question=question
+            id=store.new_id(), conversation_id=self.key, position=len(past), question=question
         )
         respond, replaced = frontend.microservice_llm_response, failed.id if failed else None
-        writing = replies.Writing(respond, self.kept, turn, turns, options, replaced)
+        writing = replies.Writing(respond, self.kept, turn, past, options, replaced)
         replies.start(writing)
         return writing
 
@@ -298,12 +299,14 @@ def chat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Chat]:
     """Yield an empty conversation; no reply outlives the test."""
     for name in (*PROXIES, *map(str.lower, PROXIES)):
         monkeypatch.delenv(name, raising=False)
+    st.cache_resource.clear()  # of a client made for another environment
     opened = Chat(store.Store("sqlite://"), monkeypatch)
     yield opened
     if writing := replies.find(opened.key):
         writing.stop.set()
         assert writing.wait(DEADLINE_S)
     opened.kept.close()
+    st.cache_resource.clear()
 
 
 @contextmanager
@@ -343,7 +346,7 @@ def test_sentence_names_address_and_command_when_backend_is_not_started(chat: Ch
 def test_backend_that_starts_meanwhile_is_asked_again(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "REFUSED_UP_TO_S", DEADLINE_S)
+    monkeypatch.setattr(remote, "REFUSED_UP_TO_S", DEADLINE_S)
     with socket.socket() as later:
         later.bind(("127.0.0.1", 0))
         writing = chat.begin(f"http://127.0.0.1:{later.getsockname()[1]}")
@@ -433,7 +436,7 @@ def test_sentence_comes_at_the_limit_when_nobody_speaks(
 def test_stopped_process_is_a_sentence_at_the_limit_and_answers_when_it_goes_on(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "ANSWER_GRACE_S", 0.5)
+    monkeypatch.setattr(remote, "ANSWER_GRACE_S", 0.5)
     with real_backend(launch.find_free_port()) as server:
         monkeypatch.setenv("CHATBOT_REPLY_TIMEOUT_S", "3.5")
         with timed(3.9, 4 + SLACK_S):
@@ -469,7 +472,7 @@ def test_limit_holds_for_the_whole_reply_when_it_comes_in_drops(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, scripts: list[Script]
 ) -> None:
     monkeypatch.setenv("CHATBOT_REPLY_TIMEOUT_S", "0.5")
-    monkeypatch.setattr(frontend, "ANSWER_GRACE_S", 0.5)
+    monkeypatch.setattr(remote, "ANSWER_GRACE_S", 0.5)
     with serve(*scripts) as stub:
         with timed(0.9, 1 + SLACK_S):
             view = chat.ask(stub.url)
@@ -519,7 +522,7 @@ def test_error_is_a_sentence_and_changes_nothing(
 def test_answer_that_says_when_to_come_back_is_asked_again(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    monkeypatch.setattr(frontend, "LONGEST_PAUSE_S", 0.3)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE_S", 0.3)
     busy = answer(status, '{"detail": "Still loading."}', Retry_After="2")
     with serve(busy, busy, stream(token("Now."), DONE)) as stub:
         with timed(0.6, DEADLINE_S):
@@ -533,8 +536,8 @@ def test_answer_that_says_when_to_come_back_is_asked_again(
 
 
 def test_coming_back_has_an_end(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontend, "LONGEST_PAUSE_S", 0.3)
-    monkeypatch.setattr(frontend, "BUSY_UP_TO_S", 1.0)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE_S", 0.3)
+    monkeypatch.setattr(remote, "BUSY_UP_TO_S", 1.0)
     busy = answer(503, '{"detail": "Still loading."}', Retry_After="3600")
     with serve(busy) as stub, timed(0.3, 1 + SLACK_S):
         assert chat.ask(stub.url).error == "Still loading."
@@ -545,7 +548,7 @@ def test_coming_back_has_an_end(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> 
 def test_coming_back_has_an_end_when_told_to_come_at_once(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "BUSY_UP_TO_S", 0.5)
+    monkeypatch.setattr(remote, "BUSY_UP_TO_S", 0.5)
     with serve(answer(503, '{"detail": "Still loading."}', Retry_After="0")) as stub:
         writing = chat.begin(stub.url)
         assert writing.wait(0.5 + SLACK_S)
@@ -556,8 +559,8 @@ def test_coming_back_has_an_end_when_told_to_come_at_once(
 def test_coming_back_has_an_end_when_each_answer_is_slow(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "LONGEST_PAUSE_S", 0.3)
-    monkeypatch.setattr(frontend, "BUSY_UP_TO_S", 1.0)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE_S", 0.3)
+    monkeypatch.setattr(remote, "BUSY_UP_TO_S", 1.0)
     busy = answer(503, '{"detail": "Still loading."}', Retry_After="1")
 
     def slowly(caller: Caller) -> None:
@@ -740,7 +743,9 @@ def test_waiting_in_line_is_told_until_the_first_word(chat: Chat) -> None:
 
 def test_article_s_backend_is_asked_on_its_own_route(chat: Chat) -> None:
     whole = answer(200, '"Hi\\n\\ud83d\\ude00"', X_Turns_Left_Out="3")
-    options = protocol.Options("Be brief.", 0.5, 0.9, 7)
+    options = protocol.Options(
+        system_prompt="Be brief.", temperature=0.5, top_p=0.9, max_new_tokens=7
+    )
     with serve(stream(token("Hi."), DONE), NOT_THERE, whole) as stub:
         chat.ask(stub.url, "hi")
         chat.ask(stub.url, "hello", options)
@@ -770,12 +775,11 @@ def test_article_s_reply_counts_when_its_header_does_not(chat: Chat, known: str)
 def test_backend_on_this_machine_is_asked_directly(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, name: str, host: str
 ) -> None:
-    st.cache_data.clear()
     ready = answer(200, '{"model": "a model", "engine": "a stub"}')
     with closed_port() as dead, serve(stream(token("Hi."), DONE), ready=ready) as stub:
         monkeypatch.setenv(name, dead)
         assert chat.ask(stub.url.replace("127.0.0.1", host)).text == "Hi."
-        assert frontend.describe_model() == ("a model on a stub", True)
+        assert str(frontend.describe_model()) == "a model on a stub"
 
 
 def test_backend_elsewhere_is_asked_through_the_proxy(
@@ -893,7 +897,7 @@ def asking(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         begun.set()
         return await ask_once(*asked)
 
-    monkeypatch.setattr(frontend, "ask_once", marked)
+    monkeypatch.setattr(remote, "ask_once", marked)
     return begun
 
 
@@ -963,26 +967,22 @@ ODD_DESCRIPTIONS = {
 def test_odd_description_is_a_sentence_soon(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, ready: Script
 ) -> None:
-    st.cache_data.clear()
     with ThreadPoolExecutor(1) as pool, serve(ready=ready) as stub:
         monkeypatch.setenv("CHATBOT_BACKEND_URL", stub.url)
-        described = pool.submit(frontend.describe_model)
-        said, is_known = described.result(remote.DESCRIBE_TIMEOUT_S + SLACK_S)
+        described = pool.submit(sidebar.describe_model, frontend.describe_model)
+        said, look_again = described.result(remote.DESCRIBE_TIMEOUT_S + SLACK_S)
     assert stub.url in said
     assert "Traceback" not in said
-    assert not is_known
-    st.cache_data.clear()
+    assert look_again
 
 
 def test_backend_that_does_not_describe_itself_is_not_asked_again_and_again(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    st.cache_data.clear()
     with serve(ready=answer(404, '{"detail": "Not Found"}')) as stub:
         monkeypatch.setenv("CHATBOT_BACKEND_URL", stub.url)
-        said, is_known = frontend.describe_model()
-    assert ("does not say which model" in said, is_known) == (True, True)
-    st.cache_data.clear()
+        said, look_again = sidebar.describe_model(frontend.describe_model)
+    assert ("does not say which model" in said, look_again) == (True, False)
 
 
 def test_certificates_that_are_not_there_are_a_sentence(
@@ -1006,7 +1006,6 @@ def page(chat: Chat) -> Iterator[Callable[[str], AppTest]]:
     def open_page(url: str) -> AppTest:
         chat.monkeypatch.setenv("CHATBOT_BACKEND_URL", url)
         st.cache_resource.clear()
-        st.cache_data.clear()
         opened.append(AppTest.from_file(FRONTEND, default_timeout=DEADLINE_S).run())
         return opened[-1]
 
@@ -1020,10 +1019,13 @@ def page(chat: Chat) -> Iterator[Callable[[str], AppTest]]:
 
 
 def ask_page(page: AppTest, question: str) -> AppTest:
-    """Ask, wait for the reply, and return the page that shows it."""
+    """Ask, wait for the reply, and return the page at the first run that shows its end."""
     page.chat_input[0].set_value(question).run()
-    assert replies.find(page.session_state.conversation_id).wait(DEADLINE_S)
-    return page.run()
+    writing = replies.find(page.session_state.conversation_id)
+    assert writing.wait(DEADLINE_S)
+    state = page.session_state
+    collected = state["collected"] if "collected" in state else ""  # noqa: SIM401
+    return page if collected == writing.turn.id else page.run()
 
 
 def expect_put_back(page: AppTest, sentence: str, question: str, questions: list[str]) -> None:
