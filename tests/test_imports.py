@@ -23,12 +23,16 @@ MAY_IMPORT = {
     "engines.protocol": set(),
     "engines.weights": set(),
     "engines.prompts": {"engines.protocol"},
-    "engines.continuous": {"engines.protocol", "engines.prompts"},
+    "engines.networks": set(),
+    "engines.continuous": {"engines.protocol", "engines.prompts", "engines.networks"},
+    "engines.blenderbot": {"engines.protocol", "engines.prompts", "engines.networks"},
     "engines.llamacpp": {"engines.protocol", "engines.weights", "engines.prompts"},
     "engines.local": {
         "engines.protocol",
         "engines.weights",
+        "engines.networks",
         "engines.continuous",
+        "engines.blenderbot",
         "engines.llamacpp",
     },
     "page.store": set(),
@@ -78,6 +82,7 @@ MAY_IMPORT = {
     "measure.bench_engines": {
         "engines.protocol",
         "engines.prompts",
+        "engines.networks",
         "engines.continuous",
         "engines.llamacpp",
         "engines.weights",
@@ -186,4 +191,4 @@ def test_llamacpp_loads_no_torch() -> None:
     )
     loaded = set(run.stdout.split())
     assert "xllamacpp" in loaded
-    assert not loaded & {"torch", "transformers", "chatbot_arch.engines.continuous"}
+    assert not loaded & {"torch", "transformers", "chatbot_arch.engines.networks"}

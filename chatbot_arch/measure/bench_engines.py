@@ -41,6 +41,7 @@ from matplotlib.ticker import LogLocator
 
 import chatbot_arch.engines.continuous as continuous
 import chatbot_arch.engines.llamacpp as llamacpp
+import chatbot_arch.engines.networks as networks
 import chatbot_arch.engines.prompts as prompts
 import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.engines.weights as weights
@@ -97,7 +98,7 @@ def ask_engine(asked: protocol.Engine, conversation: Conversation) -> Answer:
     options = protocol.Options(max_new_tokens=REPLY_TOKENS)
     started, first_s = time.perf_counter(), 0.0
     fitting, _ = asked.fit(conversation, options)
-    pieces = asked.stream(fitting, options, threading.Event())
+    pieces = asked.stream(fitting, options, protocol.Stop())
     while True:
         try:
             next(pieces)
@@ -316,7 +317,7 @@ LLAMA_CPP_SERVER = "llama-cpp-python's server"
 def load(cache_dir: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load the embedded model with transformers."""
     source = {"pretrained_model_name_or_path": str(weights.embedded_model(cache_dir))}
-    return continuous.load_transformers(source)
+    return networks.load_transformers(source)
 
 
 def load_engine(name: str, cache_dir: Path, share_prefixes: bool = True) -> protocol.Engine:
@@ -376,7 +377,7 @@ def start_here(names: Sequence[str], cache_dir: Path, stack: ExitStack) -> dict[
 def start_peers(cache_dir: Path, stack: ExitStack) -> dict[str, AskAll]:
     """Return what answers over HTTP; `stack` stops the servers."""
     folder, packaged = weights.embedded_model(cache_dir), weights.fetch_gguf(cache_dir)
-    dtype = str(continuous.native_dtype(continuous.best_device())).removeprefix("torch.")
+    dtype = str(networks.native_dtype(networks.best_device())).removeprefix("torch.")
     serve = serve_command(folder, dtype)
     commands = {
         SERVE: (serve, "/health", str(folder)),
