@@ -360,19 +360,19 @@ def ask_held(asked: Sequence[Conversation]) -> list[Answer]:
 
 def start_here(names: Sequence[str], cache_dir: Path, stack: ExitStack) -> dict[str, AskAll]:
     """Start contestants in a process each; `stack` ends them."""
-    context, contestants = multiprocessing.get_context("spawn"), {}
+    context = multiprocessing.get_context("spawn")
 
     def asker(pool: ProcessPoolExecutor) -> AskAll:
         return lambda asked: pool.submit(ask_held, asked).result()
 
-    for name in names:
-        pool = stack.enter_context(ProcessPoolExecutor(1, context))
+    pools = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in names}
+    starting = {name: pool.submit(hold, name, cache_dir) for name, pool in pools.items()}
+    for name, started in starting.items():
         try:
-            pool.submit(hold, name, cache_dir).result()
+            started.result()
         except BrokenProcessPool as error:
             raise BenchError(f"{name} could not be started; memory may be short.") from error
-        contestants[name] = asker(pool)
-    return contestants
+    return {name: asker(pool) for name, pool in pools.items()}
 
 # %% ../../nbs/measure/bench_engines.ipynb #start-peers
 Peer = tuple[list[str], str, str]  # its command, where it says that it is ready, its model's name

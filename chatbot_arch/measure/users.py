@@ -162,11 +162,13 @@ def watch(page: Connection, timeout_s: float) -> Iterator[ForwardMsg]:
 
     Runs again what wants to be run again. Raises `PageError` after `timeout_s`.
     """
-    deadline, timers, started = time.monotonic() + timeout_s, Timers(), False
+    deadline, timers = time.monotonic() + timeout_s, Timers()
+    started = requested = False
     while time.monotonic() < deadline:
-        message = page.receive(min(deadline, timers.next()) - time.monotonic())
         for part in timers.due(time.monotonic()):
             page.send(ClientState(fragment_id=part, is_auto_rerun=True))
+            requested = True  # a run that may make the whole script run again
+        message = page.receive(min(deadline, timers.next()) - time.monotonic())
         if message is None:
             continue
         kind, parts = message.WhichOneof("type"), message.metadata.run.fragment_ids
@@ -174,9 +176,10 @@ def watch(page: Connection, timeout_s: float) -> Iterator[ForwardMsg]:
         if not started:
             continue  # left over from a run before
         timers.note(message, time.monotonic())
+        requested = requested and kind != "new_session"
         yield message
         finished = kind == "script_finished" and message.script_finished != RERUN_FOLLOWS
-        if finished and not timers.any_fast():
+        if finished and not (requested or timers.any_fast()):
             return
     raise PageError("The page was not done in time.")
 
