@@ -162,12 +162,10 @@ def watch(page: Connection, timeout_s: float) -> Iterator[ForwardMsg]:
 
     Runs again what wants to be run again. Raises `PageError` after `timeout_s`.
     """
-    deadline, timers = time.monotonic() + timeout_s, Timers()
-    started = requested = False
+    deadline, timers, started = time.monotonic() + timeout_s, Timers(), False
     while time.monotonic() < deadline:
         for part in timers.due(time.monotonic()):
             page.send(ClientState(fragment_id=part, is_auto_rerun=True))
-            requested = True  # a run that may make the whole script run again
         message = page.receive(min(deadline, timers.next()) - time.monotonic())
         if message is None:
             continue
@@ -176,10 +174,9 @@ def watch(page: Connection, timeout_s: float) -> Iterator[ForwardMsg]:
         if not started:
             continue  # left over from a run before
         timers.note(message, time.monotonic())
-        requested = requested and kind != "new_session"
         yield message
         finished = kind == "script_finished" and message.script_finished != RERUN_FOLLOWS
-        if finished and not (requested or timers.any_fast()):
+        if finished and not timers.any_fast():
             return
     raise PageError("The page was not done in time.")
 
@@ -229,6 +226,10 @@ class Reading:
             now_s = time.perf_counter() - self.started
             self.answer = Answer(bubble.text, (*known.updates_s, now_s))
 
+    def has_begun(self) -> bool:
+        """Return whether the page has drawn the question, or why it does not answer."""
+        return bool(self.keys or self.complaint)
+
 # %% ../../nbs/measure/users.ipynb #page-user
 class PageUser:
     """One user with one open page, which draws bubbles; use as a context manager."""
@@ -261,12 +262,14 @@ class PageUser:
 
     def ask(self, question: str) -> Answer:
         """Ask, and return the reply once the page rests; raise `PageError` if it shows none."""
-        reading, asked = Reading(self._seen), ClientState()
+        until, reading = time.monotonic() + self.timeout_s, Reading(self._seen)
+        asked = ClientState()
         box = asked.widget_states.widgets.add()
         box.id, box.chat_input_value.data = self._box_id, question
         self.page.send(asked)
-        for message in watch(self.page, self.timeout_s):
-            reading.note(message)
+        while not reading.has_begun():  # a run from before, such as a late timer's, may come first
+            for message in watch(self.page, until - time.monotonic()):
+                reading.note(message)
         self._seen |= reading.keys
         if reading.complaint or reading.answer is None:
             raise PageError(reading.complaint or f"The page at {self.page_url} showed no reply.")
