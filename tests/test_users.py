@@ -116,6 +116,15 @@ def test_run_from_before_is_not_taken_for_the_answer() -> None:
     assert answer.updates_s == (answer.first_s, answer.reply_s)
 
 
+def test_reply_that_a_late_timer_draws_is_seen() -> None:
+    # Streamlit leaves out of a whole run what a part draws again right after it.
+    user = users.PageUser("http://127.0.0.1:9", timeout_s=30)
+    question = bubble("q1", "hello", True)
+    whole = [begin(), question, again(), None, end(ForwardMsg.FINISHED_EARLY_FOR_RERUN)]
+    user.page = ScriptedPage(*whole, begin(), end(), begin("reply"), bubble("r1", "Hello!"), end())
+    assert user.ask("hello").text == "Hello!"
+
+
 def test_question_without_a_reply_is_an_error_at_once() -> None:
     user, started = users.PageUser("http://127.0.0.1:9", timeout_s=30), time.monotonic()
     user.page = ScriptedPage(begin(), bubble("q1", "hello", True), end())
