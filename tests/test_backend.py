@@ -31,7 +31,7 @@ class ScriptedEngine(protocol.FakeEngine):
         self.asked = threading.Event()
         self.finished: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def stream(self, *asked: object) -> Generator[str, None, protocol.Finish]:
+    def stream(self, *asked: object) -> Generator[str, None, protocol.Facts]:
         self.asked.set()
         reason = "closed"
         try:
@@ -56,7 +56,7 @@ def scripted() -> ScriptedEngine:
 def client(scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     monkeypatch.setattr(local, "load_engine", lambda choice, report: scripted)
     with TestClient(backend.app, base_url="http://localhost") as opened:
-        backend.app.state.loading.result(timeout=30)
+        backend.app.state.answerer.loading.engine.result(timeout=30)
         yield opened
 
 
@@ -66,10 +66,11 @@ def test_health_answers_get_and_head(client: TestClient) -> None:
 
 
 def test_health_answers_and_ready_does_not_while_loading(client: TestClient) -> None:
-    loaded, backend.app.state.loading = backend.app.state.loading, Future()
+    loading = backend.app.state.answerer.loading
+    loaded, loading.engine = loading.engine, Future()
     assert client.get("/").status_code == 200
     refused = [client.get("/ready"), client.post("/chat", json={"user_input": "hi"})]
-    backend.app.state.loading = loaded
+    loading.engine = loaded
     assert [answer.status_code for answer in refused] == [503, 503]
     assert all("loading" in answer.json()["detail"] for answer in refused)
     assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
@@ -152,10 +153,10 @@ def test_engine_errors_are_told_apart(
 
 
 def test_loading_says_at_which_stage_it_is(client: TestClient) -> None:
-    loaded, backend.app.state.loading = backend.app.state.loading, Future()
-    backend.app.state.stage = "reading the weights"
+    loading = backend.app.state.answerer.loading
+    loaded, loading.engine, loading.stage = loading.engine, Future(), "reading the weights"
     refused = client.get("/ready")
-    backend.app.state.loading = loaded
+    loading.engine = loaded
     assert "reading the weights" in refused.json()["detail"]
 
 
@@ -165,7 +166,7 @@ def test_client_that_leaves_ends_its_reply(
     monkeypatch.setattr(local, "load_engine", lambda choice, report: scripted)
     body = json.dumps({"user_input": "/hang"})
     with serve_backend() as url:
-        backend.app.state.loading.result(timeout=30)
+        backend.app.state.answerer.loading.engine.result(timeout=30)
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             head = f"POST /chat HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
@@ -217,7 +218,7 @@ def test_system_prompt_of_the_request_comes_before_the_settings(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choice = settings.Settings(engine="fake", system_prompt="Be very very brief indeed.")
-    monkeypatch.setattr(backend.app.state, "choice", choice)
+    monkeypatch.setattr(backend.app.state.answerer.loading, "choice", choice)
     for system_prompt, tokens in ((None, 7), ("Be brief.", 4), ("", 2)):
         options = {} if system_prompt is None else {"system_prompt": system_prompt}
         body = {"user_input": "/echo hi", "options": options}
@@ -232,7 +233,7 @@ def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ScriptedEngi
     monkeypatch.setattr(local, "load_engine", lambda choice, report: speaking)
     monkeypatch.setenv("CHATBOT_MAX_REPLIES", "1")
     with serve_backend() as url:
-        backend.app.state.loading.result(timeout=30)
+        backend.app.state.answerer.loading.engine.result(timeout=30)
         yield url, speaking
 
 
@@ -269,6 +270,6 @@ def test_who_waits_in_line_is_told_and_may_leave(crowded: tuple[str, ScriptedEng
         first.close()
         assert 'data: {"text": "third"}' in list(behind)
     deadline = time.monotonic() + 30
-    while backend.app.state.line.free < 1:
+    while backend.app.state.queue.free < 1:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import requests
+from transformers import AutoTokenizer
 
 import chatbot_arch.engines.local as local
+import chatbot_arch.engines.prompts as prompts
 import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.measure.launch as launch
 import chatbot_arch.settings as settings
@@ -35,7 +37,7 @@ def backend_url() -> Iterator[str]:
 @pytest.mark.parametrize("turn", TURNS, ids=range(len(TURNS)))
 def test_engine_feeds_and_replies_as_recorded(blenderbot: protocol.Engine, turn: dict) -> None:
     conversation = protocol.to_conversation(*(turn[field] for field in FIELDS))
-    assert blenderbot.input_ids(conversation) == turn["input_ids"]
+    assert blenderbot.prompt.last_ids(conversation) == turn["input_ids"]
     assert protocol.complete(blenderbot, conversation) == (turn["reply"], 0)
 
 
@@ -52,5 +54,8 @@ def test_long_conversation_keeps_its_last_tokens(blenderbot: protocol.Engine) ->
     past = long_turn["past_user_inputs"] * 3, long_turn["generated_responses"] * 3
     conversation = protocol.to_conversation(*past, long_turn["user_input"])
     _, left_out = protocol.complete(blenderbot, conversation)
-    assert len(blenderbot.input_ids(conversation)) > blenderbot.window
+    tokenizer = AutoTokenizer.from_pretrained(FIXTURE / "model")
+    whole = prompts.blenderbot_input_ids(tokenizer, conversation)
+    assert len(whole) > blenderbot.prompt.window
+    assert blenderbot.prompt.last_ids(conversation) == whole[-blenderbot.prompt.window :]
     assert 0 < left_out < 6

@@ -61,7 +61,7 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     speaker = protocol.FakeEngine(token_s=0)
     monkeypatch.setattr(local, "load_engine", lambda choice, report: speaker)
     with serve_backend() as address:
-        backend.app.state.loading.result(timeout=DEADLINE_S)
+        backend.app.state.answerer.loading.engine.result(timeout=DEADLINE_S)
         yield address
 
 

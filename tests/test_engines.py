@@ -19,9 +19,11 @@ import pytest
 import torch
 from gguf import GGUFReader
 
+import chatbot_arch.engines.blenderbot as blenderbot
 import chatbot_arch.engines.continuous as continuous
 import chatbot_arch.engines.llamacpp as llamacpp
 import chatbot_arch.engines.local as local
+import chatbot_arch.engines.networks as networks
 import chatbot_arch.engines.prompts as prompts
 import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.engines.weights as weights
@@ -40,7 +42,7 @@ DEADLINE_S = 60
 def load_decoder(**arguments: object) -> continuous.DecoderEngine:
     """Load the embedded model in 32 bits, in which a batch rounds as a single reply does."""
     source = weights.locate_model(settings.read_settings())
-    parts = continuous.load_transformers(source, dtype=torch.float32)
+    parts = networks.load_transformers(source, dtype=torch.float32)
     return continuous.DecoderEngine("embedded", *parts, **arguments)
 
 
@@ -76,16 +78,16 @@ def wait_until(true: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None
 def is_idle(asked: protocol.Engine) -> bool:
     """Return whether nothing of any request is left in an engine."""
     if isinstance(asked, llamacpp.LlamaCppEngine):
-        places = asked._places
-        return (places.slots, places.tokens) == (llamacpp.SLOTS, llamacpp.CONTEXT_TOKENS)
-    for batch in asked._batches.values():
+        slots = asked.completions.slots
+        return (slots.free, slots.tokens) == (llamacpp.SLOTS, llamacpp.CONTEXT_TOKENS)
+    for batch in asked._batches.running():
         scheduler = batch.manager.batch_processor.scheduler
         if batch._inboxes or scheduler.active_requests or scheduler.waiting_requests:
             return False
     return True
 
 
-def read(pieces: Iterator[str]) -> tuple[str, protocol.Finish]:
+def read(pieces: Iterator[str]) -> tuple[str, protocol.Facts]:
     """Return a reply's text and how it ended."""
     text = ""
     while True:
@@ -112,10 +114,12 @@ def gap_where_they_part(
     Infinity if one of them is not among the three likeliest.
     """
     alike = list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(left, right)))  # noqa: B905
-    ids = asked.input_ids(talk) + asked.tokenize("".join(piece for piece, _ in alike), True)
+    ids = asked.input_ids(talk) + asked.tokenizer.text_ids(
+        "".join(piece for piece, _ in alike), True
+    )
     chunks: list[dict] = []
     request = {"prompt": ids, "n_predict": 1, "temperature": 0, "logprobs": 3}
-    asked._server.handle_completions(request, chunks.append)
+    asked.completions.server.handle_completions(request, chunks.append)
     leaders = chunks[0]["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     chances = {leader["token"]: leader["logprob"] for leader in leaders}
     picks = [chances.get(reply[len(alike)], -math.inf) for reply in (left, right)]
@@ -127,7 +131,7 @@ def test_llama_cpps_batch_changes_only_what_was_nearly_a_tie() -> None:
     with closing(load_llamacpp()) as asked:
 
         def pieces(talk: list) -> list[str]:
-            return list(asked.stream(talk, options, threading.Event()))
+            return list(asked.stream(talk, options, protocol.Stop()))
 
         alone = [pieces(talk) for talk in TALKS]
         with ThreadPoolExecutor(len(TALKS)) as pool:
@@ -144,13 +148,15 @@ def test_llama_cpps_batch_changes_only_what_was_nearly_a_tie() -> None:
 def test_reply_is_what_the_library_generates(decoder: continuous.DecoderEngine) -> None:
     talk = protocol.to_conversation([], [], "Repeat exactly: 🧹 é 漢字 🧹 é 漢字")
     ids = decoder.input_ids(talk)
-    output = decoder._network.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False)
+    output = decoder._batches.network.generate(
+        torch.tensor([ids]), max_new_tokens=40, do_sample=False
+    )
     reply = output[0, len(ids) :].tolist()
     options = protocol.Options(max_new_tokens=40)
-    text, finish = read(decoder.stream(talk, options, threading.Event()))
-    expected = decoder._decoder.decode(reply, skip_special_tokens=True)
+    text, finish = read(decoder.stream(talk, options, protocol.Stop()))
+    expected = decoder._tokenizer.decode(reply, skip_special_tokens=True)
     assert text == expected.removesuffix("\ufffd")
-    assert finish == protocol.Finish(
+    assert finish == protocol.Facts(
         "length" if len(reply) == 40 and reply[-1] != 2 else "stop", len(ids), len(reply)
     )
 
@@ -160,7 +166,7 @@ def test_reply_is_what_llama_cpp_says_in_its_own_chat() -> None:
         for talk in TALKS[:4]:
             own: list[dict] = []
             request = {"messages": talk, "max_tokens": 32, "temperature": 0}
-            asked._server.handle_chat_completions(request, own.append)
+            asked.completions.server.handle_chat_completions(request, own.append)
             said = protocol.complete(asked, talk, protocol.Options(max_new_tokens=32))[0]
             assert said == own[0]["choices"][0]["message"]["content"]
 
@@ -169,7 +175,7 @@ def test_pieces_are_whole_characters_without_control_tokens(asked: protocol.Engi
     talk = protocol.to_conversation([], [], "Repeat exactly: 🧹🧹🧹 漢字漢字 🧹🧹🧹")
     options = protocol.Options(max_new_tokens=60, temperature=1.2)
     for _ in range(3):
-        pieces = list(asked.stream(talk, options, threading.Event()))
+        pieces = list(asked.stream(talk, options, protocol.Stop()))
         assert len(pieces) > 1
         assert not any("<|" in piece for piece in pieces)
         assert "".join(pieces).encode("utf-8")
@@ -182,14 +188,14 @@ def test_options_steer_the_reply(asked: protocol.Engine) -> None:
     assert said(temperature=1.0, top_p=1e-6) == said()
     assert len({said(temperature=1.5) for _ in range(3)}) > 1
     short, finish = read(
-        asked.stream(TALKS[0], protocol.Options(max_new_tokens=3), threading.Event())
+        asked.stream(TALKS[0], protocol.Options(max_new_tokens=3), protocol.Stop())
     )
     assert said().startswith(short)
     assert (finish.reason, finish.reply_tokens) == ("length", 3)
 
 
-def test_stop_ends_a_reply_and_frees_its_place(asked: protocol.Engine) -> None:
-    stop = threading.Event()
+def test_stop_ends_a_reply_and_frees_its_slot(asked: protocol.Engine) -> None:
+    stop = protocol.Stop()
     pieces = asked.stream(TALKS[0], protocol.Options(max_new_tokens=4000), stop)
     next(pieces)
     stop.set()
@@ -199,12 +205,12 @@ def test_stop_ends_a_reply_and_frees_its_place(asked: protocol.Engine) -> None:
     wait_until(lambda: is_idle(asked), deadline_s=15)  # far less than 4000 tokens take
 
 
-def test_who_waits_for_a_place_can_be_stopped(asked: protocol.Engine) -> None:
+def test_request_that_waits_for_a_slot_can_be_stopped(asked: protocol.Engine) -> None:
     options = protocol.Options(max_new_tokens=200)
-    running = [asked.stream(talk, options, threading.Event()) for talk in TALKS]
+    running = [asked.stream(talk, options, protocol.Stop()) for talk in TALKS]
     with ThreadPoolExecutor(len(running)) as pool:
-        list(pool.map(next, running))  # every place is taken
-    stop = threading.Event()
+        list(pool.map(next, running))  # every slot is taken
+    stop = protocol.Stop()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(read, asked.stream(TALKS[0], options, stop))
         stop.set()
@@ -217,7 +223,7 @@ def test_who_waits_for_a_place_can_be_stopped(asked: protocol.Engine) -> None:
 
 def test_hundred_abandoned_replies_leave_nothing(asked: protocol.Engine) -> None:
     def abandon(number: int) -> None:
-        pieces = asked.stream(TALKS[number % 16], protocol.Options(), threading.Event())
+        pieces = asked.stream(TALKS[number % 16], protocol.Options(), protocol.Stop())
         next(pieces)
         pieces.close()
 
@@ -233,7 +239,7 @@ def test_time_limit_keeps_what_was_said_and_tells_a_busy_engine(asked: protocol.
     limit, asked.reply_timeout_s = asked.reply_timeout_s, 1.0
     try:
         text, finish = read(
-            asked.stream(TALKS[0], protocol.Options(max_new_tokens=4000), threading.Event())
+            asked.stream(TALKS[0], protocol.Options(max_new_tokens=4000), protocol.Stop())
         )
         assert text
         assert finish.reason == "timeout"
@@ -266,7 +272,7 @@ def test_control_token_in_a_question_stays_text(asked: protocol.Engine) -> None:
 def test_closed_engine_says_so_and_leaves_no_thread(name: str) -> None:
     before = set(threading.enumerate())
     asked = LOADERS[name]()
-    running = asked.stream(TALKS[0], protocol.Options(max_new_tokens=4000), threading.Event())
+    running = asked.stream(TALKS[0], protocol.Options(max_new_tokens=4000), protocol.Stop())
     next(running)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read, running)
@@ -284,10 +290,10 @@ def test_closed_llama_cpp_tells_who_still_waits() -> None:
     before = set(threading.enumerate())
     asked = load_llamacpp()
     options = protocol.Options(max_new_tokens=4000)  # four of these fill the context
-    running = [asked.stream(talk, options, threading.Event()) for talk in TALKS]
+    running = [asked.stream(talk, options, protocol.Stop()) for talk in TALKS]
     with ThreadPoolExecutor(len(running)) as pool:
         reading = [pool.submit(read, pieces) for pieces in running]
-        wait_until(lambda: asked._places._line)
+        wait_until(lambda: asked.completions.slots._queue)
         asked.close()
         errors = [future.exception(DEADLINE_S) for future in reading]
     assert all(isinstance(error, protocol.EngineDiedError) for error in errors), errors
@@ -306,7 +312,7 @@ def test_dropped_engine_ends_its_threads() -> None:
 def test_engine_whose_thread_dies_tells_everyone(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(load_decoder()) as asked:
         running = [
-            asked.stream(talk, protocol.Options(max_new_tokens=4000), threading.Event())
+            asked.stream(talk, protocol.Options(max_new_tokens=4000), protocol.Stop())
             for talk in TALKS[:3]
         ]
         for pieces in running:
@@ -315,12 +321,12 @@ def test_engine_whose_thread_dies_tells_everyone(monkeypatch: pytest.MonkeyPatch
         def fail() -> None:
             raise MemoryError("no room")
 
-        monkeypatch.setattr(asked._batches["greedy"].manager, "_generation_step", fail)
+        monkeypatch.setattr(asked._batches.greedy.manager, "_generation_step", fail)
         with ThreadPoolExecutor(len(running)) as pool:
             for reading in [pool.submit(read, pieces) for pieces in running]:
                 with pytest.raises((protocol.ReplyError, protocol.EngineDiedError)):
                     reading.result(DEADLINE_S)
-        wait_until(lambda: asked._batches["greedy"]._died.is_set())
+        wait_until(lambda: asked._batches.greedy._died.is_set())
         with pytest.raises(protocol.EngineDiedError, match="Restart the server"):
             protocol.complete(asked, TALKS[0])
 
@@ -335,7 +341,7 @@ def test_replies_that_fill_the_cache_all_finish(monkeypatch: pytest.MonkeyPatch)
         assert len(asked.input_ids(long_talk)) + 256 > 470
         with ThreadPoolExecutor(len(talks)) as pool:
             ends = list(
-                pool.map(lambda talk: read(asked.stream(talk, options, threading.Event())), talks)
+                pool.map(lambda talk: read(asked.stream(talk, options, protocol.Stop())), talks)
             )
         assert all(finish.reply_tokens for _, finish in ends)
         asked.check()
@@ -343,40 +349,40 @@ def test_replies_that_fill_the_cache_all_finish(monkeypatch: pytest.MonkeyPatch)
 
 def test_replies_that_would_fill_llama_cpps_context_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llamacpp, "CONTEXT_TOKENS", 512)
-    places = llamacpp.Places(llamacpp.SLOTS, 512)
+    slots = llamacpp.Slots(llamacpp.SLOTS, 512)
     with closing(load_llamacpp()) as asked:
-        asked._places = places
+        asked.completions.slots = slots
         options = protocol.Options(max_new_tokens=100)
         with ThreadPoolExecutor(len(TALKS)) as pool:
             ends = list(
-                pool.map(lambda talk: read(asked.stream(talk, options, threading.Event())), TALKS)
+                pool.map(lambda talk: read(asked.stream(talk, options, protocol.Stop())), TALKS)
             )
         assert all(finish.reason in ("stop", "length") for _, finish in ends)
-        wait_until(lambda: (places.slots, places.tokens) == (llamacpp.SLOTS, 512))
+        wait_until(lambda: (slots.free, slots.tokens) == (llamacpp.SLOTS, 512))
 
 
-def test_places_are_given_in_order_of_arrival() -> None:
-    places = llamacpp.Places(slots=1, tokens=10)
+def test_slots_are_given_in_order_of_arrival() -> None:
+    slots = llamacpp.Slots(slots=1, tokens=10)
     deadline = time.monotonic() + DEADLINE_S
-    assert places.take(1, threading.Event(), deadline)
+    assert slots.acquire(1, protocol.Stop(), deadline)
     order: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def wait_and_note(number: int) -> None:
-        assert places.take(10 - number, threading.Event(), deadline)
+        assert slots.acquire(10 - number, protocol.Stop(), deadline)
         order.put(number)
-        places.give_back(10 - number)
+        slots.release(10 - number)
 
     with ThreadPoolExecutor(3) as pool:
         for number in range(3):
             pool.submit(wait_and_note, number)
-            wait_until(lambda number=number: len(places._line) == number + 1)
-        places.give_back(1)
+            wait_until(lambda number=number: len(slots._queue) == number + 1)
+        slots.release(1)
     assert [order.get(timeout=1) for _ in range(3)] == [0, 1, 2]
 
 
 def test_llama_cpps_port_wants_the_key() -> None:
     with closing(load_llamacpp()) as asked:
-        address = asked._server.listening_address
+        address = asked.completions.server.listening_address
         body = {"messages": TALKS[0], "max_tokens": 4}
         with httpx.Client(base_url=address, trust_env=False) as stranger:
             assert stranger.post("/v1/chat/completions", json=body).status_code == 401
@@ -390,7 +396,10 @@ def test_text_that_must_begin_with_a_token_does_so_in_llama_cpp(tmp_path: Path) 
     field.parts[field.data[0]][0] = True
     with closing(llamacpp.LlamaCppEngine("wants one", wants_one)) as asked:
         # This template writes the beginning itself, and llama.cpp takes it away again.
-        assert asked.input_ids(TALKS[0])[:2] == [1, *asked.tokenize("system", as_text=True)]
+        assert asked.input_ids(TALKS[0])[:2] == [
+            1,
+            *asked.tokenizer.text_ids("system", as_text=True),
+        ]
 
 
 def test_missing_extra_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,11 +430,11 @@ def test_engine_that_cannot_answer_is_not_let_in(monkeypatch: pytest.MonkeyPatch
 
 ABANDON = """
 import threading
-import chatbot_arch.engines.protocol as protocol, chatbot_arch.engines as engines
+import chatbot_arch.engines.local as local, chatbot_arch.engines.protocol as protocol
 import chatbot_arch.settings as settings
 asked = local.load_engine(settings.read_settings())
 talk = protocol.to_conversation([], [], "Write a long story about a river.")
-pieces = asked.stream(talk, protocol.Options(max_new_tokens=4000), threading.Event())
+pieces = asked.stream(talk, protocol.Options(max_new_tokens=4000), protocol.Stop())
 print(next(pieces), flush=True)
 """
 
@@ -452,13 +461,13 @@ def test_process_that_ends_in_mid_reply_ends(
 
 
 def test_beams_give_one_piece_the_same_alone_and_in_a_batch() -> None:
-    network, tokenizer = continuous.load_transformers({"pretrained_model_name_or_path": TINY})
+    network, tokenizer = networks.load_transformers({"pretrained_model_name_or_path": TINY})
     network.generation_config.num_beams = 3
-    with closing(continuous.EncoderDecoderEngine("tiny", network, tokenizer)) as asked:
+    with closing(blenderbot.EncoderDecoderEngine("tiny", network, tokenizer)) as asked:
 
         def pieces(text: str) -> list[str]:
             talk = protocol.to_conversation([], [], text)
-            return list(asked.stream(talk, protocol.Options(), threading.Event()))
+            return list(asked.stream(talk, protocol.Options(), protocol.Stop()))
 
         questions = ["hello", "how are you today?", "what is it?"]
         alone = [pieces(question) for question in questions]
@@ -469,13 +478,13 @@ def test_beams_give_one_piece_the_same_alone_and_in_a_batch() -> None:
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_reply_in_a_padded_batch_counts_its_own_tokens(beams: int) -> None:
-    network, tokenizer = continuous.load_transformers({"pretrained_model_name_or_path": TINY})
+    network, tokenizer = networks.load_transformers({"pretrained_model_name_or_path": TINY})
     network.generation_config.num_beams = beams
-    with closing(continuous.EncoderDecoderEngine("tiny", network, tokenizer)) as asked:
+    with closing(blenderbot.EncoderDecoderEngine("tiny", network, tokenizer)) as asked:
 
-        def finish(text: str) -> protocol.Finish:
+        def finish(text: str) -> protocol.Facts:
             talk = protocol.to_conversation([], [], text)
-            return read(asked.stream(talk, protocol.Options(), threading.Event()))[1]
+            return read(asked.stream(talk, protocol.Options(), protocol.Stop()))[1]
 
         questions = ["hello", "how are you today?", "what is it?", "hi", "why?", "yes"]
         alone = [finish(question) for question in questions]
@@ -485,25 +494,25 @@ def test_reply_in_a_padded_batch_counts_its_own_tokens(beams: int) -> None:
 
 
 def test_padded_batch_can_be_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = continuous.load_transformers({"pretrained_model_name_or_path": TINY})
-    with closing(continuous.EncoderDecoderEngine("tiny", *parts)) as asked:
+    parts = networks.load_transformers({"pretrained_model_name_or_path": TINY})
+    with closing(blenderbot.EncoderDecoderEngine("tiny", *parts)) as asked:
         talk = protocol.to_conversation([], [], "hello")
-        stop = threading.Event()
+        stop = protocol.Stop()
         stop.set()
         _, finish = read(asked.stream(talk, protocol.Options(), stop))
         assert finish.reason == "cancelled"
-        pieces = asked.stream(talk, protocol.Options(), threading.Event())
+        pieces = asked.stream(talk, protocol.Options(), protocol.Stop())
         next(pieces)
         pieces.close()
         assert protocol.complete(asked, talk)[0]
 
 
 def test_closed_blenderbot_tells_who_answers_and_who_waits() -> None:
-    parts = continuous.load_transformers({"pretrained_model_name_or_path": TINY})
-    asked = continuous.EncoderDecoderEngine("tiny", *parts)
+    parts = networks.load_transformers({"pretrained_model_name_or_path": TINY})
+    asked = blenderbot.EncoderDecoderEngine("tiny", *parts)
     talk = protocol.to_conversation([], [], "hello")
     running = [
-        asked.stream(talk, protocol.Options(max_new_tokens=number), threading.Event())
+        asked.stream(talk, protocol.Options(max_new_tokens=number), protocol.Stop())
         for number in range(20, 60)  # none can share a batch with another
     ]
     with ThreadPoolExecutor(len(running)) as pool:

@@ -39,7 +39,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
             for name, value in choices.items():
                 monkeypatch.setenv(f"CHATBOT_{name.upper()}", str(value))
             url = servers.enter_context(serve_backend())
-            backend.app.state.loading.result(timeout=DEADLINE_S)
+            backend.app.state.answerer.loading.engine.result(timeout=DEADLINE_S)
             return url
 
         yield start
@@ -111,11 +111,11 @@ def test_client_takes_its_share_and_another_gets_in(serve: Serve, ask: Ask, by: 
         greedy, other = ask(url), ask(url, address="127.0.0.2")
     greedy.flood(8)
     assert sorted(greedy.told) == [200] * 3 + [429] * 5
-    line = backend.app.state.line
-    assert (line.free, len(line.waiting)) == (0, 1)
+    queue = backend.app.state.queue
+    assert (queue.free, len(queue.waiting)) == (0, 1)
     other.flood(1)
     assert other.told == [200]
-    assert len(line.waiting) == 2
+    assert len(queue.waiting) == 2
     greedy.leave.set()
     assert other.http.post("/chat", json=SHORT).json() == "hi"  # once the greedy one has left
 
@@ -140,9 +140,9 @@ def test_refusal_says_whose_share_is_full_and_when_to_come_back(
 def test_share_is_given_back_however_a_request_ends(serve: Serve, ask: Ask) -> None:
     client = ask(serve(max_per_client=1, max_waiting=0)).http
     for body, status in ((SHORT, 200), ({"user_input": "/raise"}, 500), ({}, 422), (SHORT, 200)):
-        wait_until(lambda: not backend.app.state.line.held)
+        wait_until(lambda: not backend.app.state.queue.held)
         assert client.post("/chat", json=body).status_code == status
-    wait_until(lambda: not backend.app.state.line.held)
+    wait_until(lambda: not backend.app.state.queue.held)
 
 
 @pytest.mark.parametrize("step", ["fit", "stream"])
@@ -159,8 +159,8 @@ def test_place_is_given_back_when_a_library_panics(
     with monkeypatch.context() as broken:
         broken.setattr(protocol.FakeEngine, step, panic)
         assert client.post("/chat", json=SHORT).status_code == 500
-    wait_until(lambda: not backend.app.state.line.held)
-    assert not backend.app.state.askings
+    wait_until(lambda: not backend.app.state.queue.held)
+    assert not backend.app.state.requests
     assert client.post("/chat", json=SHORT).status_code == 200
 
 
@@ -186,15 +186,16 @@ def test_without_the_setting_one_client_may_hold_everything(serve: Serve, ask: A
 
 def test_liveness_fails_once_the_engine_died_and_health_does_not(serve: Serve) -> None:
     url = serve(api_key="secret")
-    loaded = backend.app.state.loading
+    loading = backend.app.state.answerer.loading
+    loaded = loading.engine
     with httpx.Client(base_url=url, timeout=DEADLINE_S) as probe:
 
         def statuses() -> list[int]:
             return [probe.get(path).status_code for path in ("/", "/live", "/ready")]
 
-        backend.app.state.loading = type(loaded)()  # as while the model loads
+        loading.engine = type(loaded)()  # as while the model loads
         while_loading = statuses()
-        backend.app.state.loading = loaded
+        loading.engine = loaded
         assert (while_loading, statuses()) == ([200, 200, 503], [200, 200, 200])
         key = {"Authorization": "Bearer secret"}
         died = probe.post("/chat", json={"user_input": "/die"}, headers=key)

@@ -30,11 +30,14 @@ from streamlit.testing.v1 import AppTest
 
 import chatbot_arch.engines.local as local
 import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.engines.remote as remote
 import chatbot_arch.frontend as frontend
 import chatbot_arch.measure.launch as launch
 import chatbot_arch.page.files as files
 import chatbot_arch.page.replies as replies
+import chatbot_arch.page.sidebar as sidebar
 import chatbot_arch.page.store as store
+import chatbot_arch.page.turns as turns
 import chatbot_arch.settings as settings
 import chatbot_arch.utils as utils
 
@@ -258,28 +261,28 @@ class Chat:
     key: str = "a talk"
 
     def begin(
-        self, url: str, question: str = "hello", options: replies.Options | None = None
+        self, url: str, question: str = "hello", options: protocol.Options | None = None
     ) -> replies.Writing:
         """Ask, in place of the last turn if that one failed; return the reply under way."""
         self.monkeypatch.setenv("CHATBOT_BACKEND_URL", url)
         self.kept.keep_draft(self.key, "somebody", question, {})
-        turns = self.turns()
-        failed = turns.pop() if turns and not utils.is_kept(turns[-1]) else None
+        past = self.turns()
+        failed = past.pop() if past and not turns.is_kept(past[-1]) else None
         turn = store.Turn(
-            id=store.new_id(), conversation_id=self.key, position=len(turns), question=question
+            id=store.new_id(), conversation_id=self.key, position=len(past), question=question
         )
         respond, replaced = frontend.microservice_llm_response, failed.id if failed else None
-        writing = replies.Writing(respond, self.kept, turn, turns, options, replaced)
+        writing = replies.Writing(respond, self.kept, turn, past, options, replaced)
         replies.start(writing)
         return writing
 
     def ask(
-        self, url: str, question: str = "hello", options: replies.Options | None = None
+        self, url: str, question: str = "hello", options: protocol.Options | None = None
     ) -> replies.View:
         """Ask, and return the reply when it has ended."""
         writing = self.begin(url, question, options)
         assert writing.wait(DEADLINE_S)
-        return writing.look()
+        return replies.look(writing)
 
     def turns(self) -> list[store.Turn]:
         """Return what is kept of the conversation."""
@@ -296,12 +299,14 @@ def chat(monkeypatch: pytest.MonkeyPatch) -> Iterator[Chat]:
     """Yield an empty conversation; no reply outlives the test."""
     for name in (*PROXIES, *map(str.lower, PROXIES)):
         monkeypatch.delenv(name, raising=False)
+    st.cache_resource.clear()  # of a client made for another environment
     opened = Chat(store.Store("sqlite://"), monkeypatch)
     yield opened
     if writing := replies.find(opened.key):
         writing.stop.set()
         assert writing.wait(DEADLINE_S)
     opened.kept.close()
+    st.cache_resource.clear()
 
 
 @contextmanager
@@ -331,7 +336,7 @@ def real_backend(port: int, **environment: str) -> Iterator[launch.Server]:
 
 
 def test_sentence_names_address_and_command_when_backend_is_not_started(chat: Chat) -> None:
-    with closed_port() as url, timed(0, frontend.REFUSED_UP_TO_S + SOON_S):
+    with closed_port() as url, timed(0, remote.REFUSED_UP_TO_S + SOON_S):
         view = chat.ask(url)
     assert view.error.startswith(f"No backend answers at {url}. Start it with `uvicorn chatbot")
     assert (view.text, chat.saved()) == ("", [])
@@ -341,11 +346,11 @@ def test_sentence_names_address_and_command_when_backend_is_not_started(chat: Ch
 def test_backend_that_starts_meanwhile_is_asked_again(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "REFUSED_UP_TO_S", DEADLINE_S)
+    monkeypatch.setattr(remote, "REFUSED_UP_TO_S", DEADLINE_S)
     with socket.socket() as later:
         later.bind(("127.0.0.1", 0))
         writing = chat.begin(f"http://127.0.0.1:{later.getsockname()[1]}")
-        wait_until(lambda: "Trying again" in writing.look().status)
+        wait_until(lambda: "Trying again" in replies.look(writing).status)
         later.listen()
         connection, _ = later.accept()
         with connection:
@@ -357,7 +362,7 @@ def test_backend_that_starts_meanwhile_is_asked_again(
 @LINUX
 def test_address_that_takes_no_connection_is_a_sentence_after_three_seconds(chat: Chat) -> None:
     with full_port() as url:
-        limit_s = frontend.CONNECT_TIMEOUT_S
+        limit_s = remote.CONNECT_TIMEOUT_S
         with timed(limit_s - 0.1, limit_s + SLACK_S):
             view = chat.ask(url)
     assert view.error == f"No backend could be reached at {url}. Check the address."
@@ -382,11 +387,11 @@ def test_part_is_kept_and_retry_works_when_connection_breaks(
         whole = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in whole]
     with serve(stream(*pieces, seen, then=end), stream(*whole)) as stub:
         writing = chat.begin(stub.url)
-        wait_until(lambda: writing.look().text == "Once upon ")
+        wait_until(lambda: replies.look(writing).text == "Once upon ")
         with timed(0, SOON_S):
             seen.set()
             assert writing.wait(DEADLINE_S)
-        assert "broke off in mid-reply" in writing.look().error
+        assert "broke off in mid-reply" in replies.look(writing).error
         assert chat.saved() == [("hello", "Once upon ", "failed")]
         assert not chat.ask(stub.url).error
     assert chat.saved() == [("hello", "Once more.", "done")]
@@ -397,12 +402,12 @@ def test_killed_backend_is_a_sentence_at_once_and_its_successor_answers(chat: Ch
     with real_backend(port) as server:
         assert chat.ask(server.url, "/echo first").text == "first"
         writing = chat.begin(server.url, "/echo" + " slow" * 10_000)
-        wait_until(lambda: writing.look().text)
+        wait_until(lambda: replies.look(writing).text)
         with timed(0, SOON_S):
             for process in server.processes():
                 process.kill()
             assert writing.wait(DEADLINE_S)
-    assert "broke off in mid-reply" in writing.look().error
+    assert "broke off in mid-reply" in replies.look(writing).error
     [first, (_, part, state)] = chat.saved()
     assert (part[:4], state) == ("slow", "failed")
     with real_backend(port) as server:
@@ -417,7 +422,7 @@ def test_sentence_comes_at_the_limit_when_nobody_speaks(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHATBOT_REPLY_TIMEOUT_S", "0.5")
-    limit_s = 0.5 + frontend.ANSWER_GRACE_S
+    limit_s = 0.5 + remote.ANSWER_GRACE_S
     with serve(hold) as stub:
         with timed(limit_s - 0.1, limit_s + SLACK_S):
             view = chat.ask(stub.url)
@@ -431,16 +436,16 @@ def test_sentence_comes_at_the_limit_when_nobody_speaks(
 def test_stopped_process_is_a_sentence_at_the_limit_and_answers_when_it_goes_on(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "ANSWER_GRACE_S", 0.5)
+    monkeypatch.setattr(remote, "ANSWER_GRACE_S", 0.5)
     with real_backend(launch.find_free_port()) as server:
         monkeypatch.setenv("CHATBOT_REPLY_TIMEOUT_S", "3.5")
         with timed(3.9, 4 + SLACK_S):
             writing = chat.begin(server.url, "/echo" + " slow" * 10_000)
-            wait_until(lambda: writing.look().text)
+            wait_until(lambda: replies.look(writing).text)
             [process] = server.processes()
             process.send_signal(signal.SIGSTOP)
             assert writing.wait(DEADLINE_S)
-        view = writing.look()
+        view = replies.look(writing)
         assert "had not finished its reply within 4 s" in view.error
         assert chat.saved()[0][1:] == (view.text, "failed")
         monkeypatch.setenv("CHATBOT_REPLY_TIMEOUT_S", "0.5")
@@ -467,7 +472,7 @@ def test_limit_holds_for_the_whole_reply_when_it_comes_in_drops(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, scripts: list[Script]
 ) -> None:
     monkeypatch.setenv("CHATBOT_REPLY_TIMEOUT_S", "0.5")
-    monkeypatch.setattr(frontend, "ANSWER_GRACE_S", 0.5)
+    monkeypatch.setattr(remote, "ANSWER_GRACE_S", 0.5)
     with serve(*scripts) as stub:
         with timed(0.9, 1 + SLACK_S):
             view = chat.ask(stub.url)
@@ -517,20 +522,22 @@ def test_error_is_a_sentence_and_changes_nothing(
 def test_answer_that_says_when_to_come_back_is_asked_again(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    monkeypatch.setattr(frontend, "LONGEST_PAUSE_S", 0.3)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE_S", 0.3)
     busy = answer(status, '{"detail": "Still loading."}', Retry_After="2")
     with serve(busy, busy, stream(token("Now."), DONE)) as stub:
         with timed(0.6, DEADLINE_S):
             writing = chat.begin(stub.url)
-            wait_until(lambda: "Still loading. Trying again in 0.3 s" in writing.look().status)
+            wait_until(
+                lambda: "Still loading. Trying again in 0.3 s" in replies.look(writing).status
+            )
             assert writing.wait(DEADLINE_S)
         assert [caller.body["user_input"] for caller in stub.asked] == ["hello"] * 3
     assert chat.saved() == [("hello", "Now.", "done")]
 
 
 def test_coming_back_has_an_end(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontend, "LONGEST_PAUSE_S", 0.3)
-    monkeypatch.setattr(frontend, "BUSY_UP_TO_S", 1.0)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE_S", 0.3)
+    monkeypatch.setattr(remote, "BUSY_UP_TO_S", 1.0)
     busy = answer(503, '{"detail": "Still loading."}', Retry_After="3600")
     with serve(busy) as stub, timed(0.3, 1 + SLACK_S):
         assert chat.ask(stub.url).error == "Still loading."
@@ -541,19 +548,19 @@ def test_coming_back_has_an_end(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> 
 def test_coming_back_has_an_end_when_told_to_come_at_once(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "BUSY_UP_TO_S", 0.5)
+    monkeypatch.setattr(remote, "BUSY_UP_TO_S", 0.5)
     with serve(answer(503, '{"detail": "Still loading."}', Retry_After="0")) as stub:
         writing = chat.begin(stub.url)
         assert writing.wait(0.5 + SLACK_S)
-    assert writing.look().error == "Still loading."
+    assert replies.look(writing).error == "Still loading."
     assert len(stub.asked) < 20
 
 
 def test_coming_back_has_an_end_when_each_answer_is_slow(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "LONGEST_PAUSE_S", 0.3)
-    monkeypatch.setattr(frontend, "BUSY_UP_TO_S", 1.0)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE_S", 0.3)
+    monkeypatch.setattr(remote, "BUSY_UP_TO_S", 1.0)
     busy = answer(503, '{"detail": "Still loading."}', Retry_After="1")
 
     def slowly(caller: Caller) -> None:
@@ -569,7 +576,7 @@ def test_nothing_is_asked_again_once_something_was_said(chat: Chat) -> None:
     seen = threading.Event()
     with serve(stream(token("Once "), seen, then=reset), stream(token("twice"), DONE)) as stub:
         writing = chat.begin(stub.url)
-        wait_until(lambda: writing.look().text)
+        wait_until(lambda: replies.look(writing).text)
         seen.set()
         assert writing.wait(DEADLINE_S)
     assert len(stub.asked) == 1
@@ -712,7 +719,7 @@ def test_reply_that_never_ends_is_cut_and_can_still_be_saved_as_a_file(chat: Cha
         assert stub.asked[0].left.wait(SOON_S)
     [(_, said, state)] = chat.saved()
     assert (set(said), state) == ({"a"}, "failed")
-    assert 300_000 <= len(said) <= frontend.MAX_REPLY_CHARS
+    assert 300_000 <= len(said) <= remote.MAX_REPLY_CHARS
     conversation = chat.kept.load(chat.key)
     assert files.conversation_json(conversation)
 
@@ -722,12 +729,12 @@ def test_waiting_in_line_is_told_until_the_first_word(chat: Chat) -> None:
     ahead = [event("waiting", {"ahead": 3}), seen, event("waiting", {"ahead": 0})]
     with serve(stream(*ahead, said, token("Now."), DONE)) as stub:
         writing = chat.begin(stub.url)
-        wait_until(lambda: "busy. Waiting: 3 before you" in writing.look().status)
+        wait_until(lambda: "busy. Waiting: 3 before you" in replies.look(writing).status)
         seen.set()
-        wait_until(lambda: "busy. Waiting: 0 before you" in writing.look().status)
+        wait_until(lambda: "busy. Waiting: 0 before you" in replies.look(writing).status)
         said.set()
         assert writing.wait(DEADLINE_S)
-    assert writing.look().status == ""
+    assert replies.look(writing).status == ""
     assert chat.saved() == [("hello", "Now.", "done")]
 
 
@@ -736,7 +743,9 @@ def test_waiting_in_line_is_told_until_the_first_word(chat: Chat) -> None:
 
 def test_article_s_backend_is_asked_on_its_own_route(chat: Chat) -> None:
     whole = answer(200, '"Hi\\n\\ud83d\\ude00"', X_Turns_Left_Out="3")
-    options = replies.Options("Be brief.", 0.5, 0.9, 7)
+    options = protocol.Options(
+        system_prompt="Be brief.", temperature=0.5, top_p=0.9, max_new_tokens=7
+    )
     with serve(stream(token("Hi."), DONE), NOT_THERE, whole) as stub:
         chat.ask(stub.url, "hi")
         chat.ask(stub.url, "hello", options)
@@ -766,12 +775,11 @@ def test_article_s_reply_counts_when_its_header_does_not(chat: Chat, known: str)
 def test_backend_on_this_machine_is_asked_directly(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, name: str, host: str
 ) -> None:
-    st.cache_data.clear()
     ready = answer(200, '{"model": "a model", "engine": "a stub"}')
     with closed_port() as dead, serve(stream(token("Hi."), DONE), ready=ready) as stub:
         monkeypatch.setenv(name, dead)
         assert chat.ask(stub.url.replace("127.0.0.1", host)).text == "Hi."
-        assert frontend.describe_model() == ("a model on a stub", True)
+        assert str(frontend.describe_model()) == "a model on a stub"
 
 
 def test_backend_elsewhere_is_asked_through_the_proxy(
@@ -883,13 +891,13 @@ def test_settings_can_be_printed_without_passwords(monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def asking(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Return an event that is set when the front end begins to ask."""
-    begun, ask_once = threading.Event(), frontend.ask_once
+    begun, ask_once = threading.Event(), remote.ask_once
 
-    async def marked(*asked: object) -> replies.Reply:
+    async def marked(*asked: object) -> protocol.Facts:
         begun.set()
         return await ask_once(*asked)
 
-    monkeypatch.setattr(frontend, "ask_once", marked)
+    monkeypatch.setattr(remote, "ask_once", marked)
     return begun
 
 
@@ -898,10 +906,10 @@ def test_stop_while_connecting_ends_soon(chat: Chat, asking: threading.Event) ->
     with full_port() as url:
         writing = chat.begin(url)
         assert asking.wait(DEADLINE_S)
-        with timed(0, frontend.CONNECT_TIMEOUT_S / 2):
+        with timed(0, remote.CONNECT_TIMEOUT_S / 2):
             writing.stop.set()
             assert writing.wait(DEADLINE_S)
-    assert (writing.look().error, chat.saved()) == ("", [])
+    assert (replies.look(writing).error, chat.saved()) == ("", [])
 
 
 STOPPED = {
@@ -921,13 +929,13 @@ def test_stop_ends_soon_and_the_backend_sees_it(
 ) -> None:
     with serve(*scripts) as stub:
         writing = chat.begin(stub.url)
-        wait_until(lambda: len(stub.asked) == len(scripts) and writing.look().text == said)
+        wait_until(lambda: len(stub.asked) == len(scripts) and replies.look(writing).text == said)
         assert not stub.asked[-1].left.is_set()
         with timed(0, SOON_S):
             writing.stop.set()
             assert writing.wait(DEADLINE_S)
         assert stub.asked[-1].left.wait(SOON_S)
-        assert writing.look().error == ""
+        assert replies.look(writing).error == ""
     assert chat.saved() == ([("hello", said, "stopped")] if said else [])
     assert len(stub.asked) == len(scripts)
 
@@ -935,12 +943,12 @@ def test_stop_ends_soon_and_the_backend_sees_it(
 def test_stop_while_waiting_to_come_back_ends_soon(chat: Chat) -> None:
     with serve(answer(503, '{"detail": "Still loading."}', Retry_After="5")) as stub:
         writing = chat.begin(stub.url)
-        wait_until(lambda: "Trying again in 5 s" in writing.look().status)
+        wait_until(lambda: "Trying again in 5 s" in replies.look(writing).status)
         with timed(0, SOON_S):
             writing.stop.set()
             assert writing.wait(DEADLINE_S)
     assert len(stub.asked) == 1
-    assert (writing.look().error, chat.saved()) == ("", [])
+    assert (replies.look(writing).error, chat.saved()) == ("", [])
 
 
 # Which model it holds
@@ -959,33 +967,29 @@ ODD_DESCRIPTIONS = {
 def test_odd_description_is_a_sentence_soon(
     chat: Chat, monkeypatch: pytest.MonkeyPatch, ready: Script
 ) -> None:
-    st.cache_data.clear()
     with ThreadPoolExecutor(1) as pool, serve(ready=ready) as stub:
         monkeypatch.setenv("CHATBOT_BACKEND_URL", stub.url)
-        described = pool.submit(frontend.describe_model)
-        said, is_known = described.result(frontend.DESCRIBE_TIMEOUT_S + SLACK_S)
+        described = pool.submit(sidebar.describe_model, frontend.describe_model)
+        said, look_again = described.result(remote.DESCRIBE_TIMEOUT_S + SLACK_S)
     assert stub.url in said
     assert "Traceback" not in said
-    assert not is_known
-    st.cache_data.clear()
+    assert look_again
 
 
 def test_backend_that_does_not_describe_itself_is_not_asked_again_and_again(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    st.cache_data.clear()
     with serve(ready=answer(404, '{"detail": "Not Found"}')) as stub:
         monkeypatch.setenv("CHATBOT_BACKEND_URL", stub.url)
-        said, is_known = frontend.describe_model()
-    assert ("does not say which model" in said, is_known) == (True, True)
-    st.cache_data.clear()
+        said, look_again = sidebar.describe_model(frontend.describe_model)
+    assert ("does not say which model" in said, look_again) == (True, False)
 
 
 def test_certificates_that_are_not_there_are_a_sentence(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/no/such/file")
-    frontend.trusted.cache_clear()
+    remote.trusted.cache_clear()
     with serve(stream(token("Hi."), DONE)) as stub:
         assert "SSL_CERT_FILE" in chat.ask(stub.url).error
         assert not stub.asked
@@ -1002,7 +1006,6 @@ def page(chat: Chat) -> Iterator[Callable[[str], AppTest]]:
     def open_page(url: str) -> AppTest:
         chat.monkeypatch.setenv("CHATBOT_BACKEND_URL", url)
         st.cache_resource.clear()
-        st.cache_data.clear()
         opened.append(AppTest.from_file(FRONTEND, default_timeout=DEADLINE_S).run())
         return opened[-1]
 
@@ -1016,10 +1019,13 @@ def page(chat: Chat) -> Iterator[Callable[[str], AppTest]]:
 
 
 def ask_page(page: AppTest, question: str) -> AppTest:
-    """Ask, wait for the reply, and return the page that shows it."""
+    """Ask, wait for the reply, and return the page at the first run that shows its end."""
     page.chat_input[0].set_value(question).run()
-    assert replies.find(page.session_state.conversation_id).wait(DEADLINE_S)
-    return page.run()
+    writing = replies.find(page.session_state.conversation_id)
+    assert writing.wait(DEADLINE_S)
+    state = page.session_state
+    collected = state["collected"] if "collected" in state else ""  # noqa: SIM401
+    return page if collected == writing.turn.id else page.run()
 
 
 def expect_put_back(page: AppTest, sentence: str, question: str, questions: list[str]) -> None:
@@ -1057,7 +1063,7 @@ def test_page_goes_on_after_each_fault(page: Callable[[str], AppTest]) -> None:
         opened = ask_page(page(stub.url), "first")
         for sentence in sentences:
             expect_put_back(ask_page(opened, "second"), sentence, "second", ["first"])
-        assert utils.BROKEN_OFF in [each.value for each in opened.main.caption]
+        assert turns.BROKEN_OFF in [each.value for each in opened.main.caption]
         ask_page(opened, "second")
     assert not opened.error
     assert opened.session_state.conversation_history == {
@@ -1157,7 +1163,7 @@ def test_client_that_leaves_without_reading_gives_its_place_back(
         with slow_reader(url, "much"):
             wait_until(lambda: lavish.said > 10)
             writing = chat.begin(url, "/echo at last")
-            wait_until(lambda: "Waiting: 0 before you" in writing.look().status)
+            wait_until(lambda: "Waiting: 0 before you" in replies.look(writing).status)
         assert writing.wait(SOON_S)
     assert chat.saved() == [("/echo at last", "at last", "done")]
 
@@ -1170,7 +1176,7 @@ def test_stopped_reply_gives_its_place_back(
     with serve_backend() as url:
         for number in range(3):
             writing = chat.begin(url, "/echo" + f" {number}" * 10_000)
-            wait_until(lambda writing=writing: writing.look().text, SOON_S)
+            wait_until(lambda writing=writing: replies.look(writing).text, SOON_S)
             writing.stop.set()
             assert writing.wait(SOON_S)
         assert chat.begin(url, "/echo at last").wait(SOON_S)

@@ -18,9 +18,11 @@ from hypothesis import strategies as some
 from markdown_it import MarkdownIt
 from streamlit.testing.v1 import AppTest
 
+import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.page.bubbles as bubbles
 import chatbot_arch.page.files as files
 import chatbot_arch.page.replies as replies
+import chatbot_arch.page.session as session
 import chatbot_arch.page.store as store
 import chatbot_arch.settings as app_settings
 import chatbot_arch.utils as utils
@@ -88,18 +90,17 @@ def make_conversation(*turns: store.Turn) -> store.Conversation:
 def write_reply(kept: store.Store, question: str, pieces: list[str]) -> replies.Writing:
     """Make a reply of these pieces, the first of its conversation; return it when it has ended."""
 
-    def respond(*asked: object) -> replies.Reply:
-        assert asked[2] == question
-        for piece in pieces:
-            asked[-1].say(piece)
-        return replies.Reply("stop")
+    def respond(conversation: list, *asked: object) -> protocol.Answer:
+        assert conversation[-1]["content"] == question
+        yield from pieces
+        return protocol.Facts("stop")
 
     turn = store.Turn(
         id=store.new_id(), conversation_id=store.new_id(), position=0, question=question
     )
     kept.keep_draft(turn.conversation_id, "me", question, {})
     writing = replies.Writing(respond, kept, turn)
-    writing.run()
+    replies.make(writing)
     return writing
 
 
@@ -113,7 +114,7 @@ def test_text_is_the_same_bytes_from_reply_through_store_and_file(
 ) -> None:
     text = "".join(pieces)
     writing = write_reply(kept, question, pieces)
-    assert writing.look().text.encode() == text.encode()
+    assert replies.look(writing).text.encode() == text.encode()
     saved = kept.load(writing.turn.conversation_id)
     content = files.conversation_json(saved).encode()
     opened = files.read_conversation(content, "someone")
@@ -145,12 +146,16 @@ def test_reply_with_lone_surrogates_is_shown_as_it_is_saved(kept: store.Store) -
     writing = write_reply(kept, "?", ["a\ud800b\0c"])
     saved = kept.load(writing.turn.conversation_id)
     [turn] = saved.turns
-    assert writing.look().text == turn.reply == "a\ufffdb\ufffdc"
+    assert replies.look(writing).text == turn.reply == "a\ufffdb\ufffdc"
 
 
 counts = some.none() | some.integers(0, 10**6)
 ended = some.builds(
-    replies.Reply, some.sampled_from(["stop", "length", "timeout"]), *[exact_texts] * 2, counts
+    protocol.Facts,
+    reason=some.sampled_from(["stop", "length", "timeout"]),
+    model=exact_texts,
+    engine=exact_texts,
+    prompt_tokens=counts,
 )
 facts = some.just({}) | ended.map(lambda reply: asdict(reply) | {"first_s": 0.5, "reply_s": 1 / 3})
 
@@ -365,7 +370,7 @@ REFUSED = {
 @pytest.mark.parametrize("content", REFUSED.values(), ids=REFUSED)
 def test_other_file_is_refused_with_a_short_sentence_of_our_own(content: bytes) -> None:
     sentence = refusal(content)
-    assert sentence.startswith("This file is no saved conversation")
+    assert sentence.startswith("This file is not a saved conversation")
     assert sentence.endswith("Choose one that was saved here as JSON.")
     assert len(sentence) < 500
     assert "\n" not in sentence
@@ -381,11 +386,11 @@ almost_saved = some.fixed_dictionaries(
     {"title": some.just("") | json_values, "turns": some.lists(some.just(TURN) | json_values)},
     optional={"options": json_values, "format": json_values},
 )
-files = some.binary() | almost_saved.map(lambda value: json.dumps(value).encode())
+any_file = some.binary() | almost_saved.map(lambda value: json.dumps(value).encode())
 
 
 @PROPERTY
-@given(content=files)
+@given(content=any_file)
 @example(content=saved_file(TURN))
 def test_any_file_is_opened_whole_or_refused_in_a_sentence(content: bytes) -> None:
     try:
@@ -404,7 +409,7 @@ def open_file(
     monkeypatch.setenv("CHATBOT_DATABASE_URL", f"sqlite:///{tmp_path / 'chats.db'}")
     st.cache_resource.clear()
     st.cache_data.clear()
-    utils.get_store()[0].add(conversation)
+    session.get_store()[0].add(conversation)
     page = AppTest.from_file(FRONTEND, default_timeout=60)
     page.query_params["conversation"] = conversation.id
     return page.run()
@@ -601,7 +606,7 @@ def test_page_of_a_stranger_s_file_holds_no_image(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, look: str
 ) -> None:
     monkeypatch.setenv("CHATBOT_CHAT_UI", look)
-    made_by = replies.Reply("stop", IMAGE_TEXT, IMAGE_TEXT)
+    made_by = protocol.Facts("stop", model=IMAGE_TEXT, engine=IMAGE_TEXT)
     facts = asdict(made_by) | {"first_s": 1.0, "reply_s": 1.0}
     turn = {"question": IMAGE_TEXT, "reply": IMAGE_TEXT, "facts": facts}
     opened = files.read_conversation(saved_file(turn, title=IMAGE_TEXT), "me")

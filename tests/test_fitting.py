@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import chatbot_arch.engines.continuous as continuous
+import chatbot_arch.engines.blenderbot as blenderbot_engine
+import chatbot_arch.engines.networks as networks
 import chatbot_arch.engines.prompts as prompts
 import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.engines.weights as weights
@@ -145,13 +146,13 @@ def test_blenderbot_reads_its_last_tokens_and_no_more(monkeypatch: pytest.Monkey
         read.append(len(text))
         return whole(tokenizer, text)
 
-    network, tokenizer = continuous.load_transformers({"pretrained_model_name_or_path": TINY})
-    with closing(continuous.EncoderDecoderEngine("tiny", network, tokenizer)) as asked:
+    network, tokenizer = networks.load_transformers({"pretrained_model_name_or_path": TINY})
+    with closing(blenderbot_engine.EncoderDecoderEngine("tiny", network, tokenizer)) as asked:
         monkeypatch.setattr(prompts, "text_ids", text_ids)
         talk = protocol.to_conversation(["word " * 790] * 1000, ["ok " * 1316] * 1000, LONGEST)
         options = protocol.Options(max_new_tokens=1)
         protocol.complete(asked, talk, options)
-        assert sum(read) < 20 * asked.window * max(map(len, tokenizer.get_vocab()))
+        assert sum(read) < 20 * asked.prompt.window * max(map(len, tokenizer.get_vocab()))
 
 
 def test_end_of_a_blenderbot_conversation_makes_the_same_last_tokens(
@@ -174,11 +175,11 @@ def test_two_conversations_are_encoded_at_once(monkeypatch: pytest.MonkeyPatch) 
         return [5, 2]
 
     monkeypatch.setattr(prompts, "blenderbot_input_ids", wait_for_the_other)
-    parts = continuous.load_transformers({"pretrained_model_name_or_path": TINY})
-    with closing(continuous.EncoderDecoderEngine("tiny", *parts)) as asked:
+    parts = networks.load_transformers({"pretrained_model_name_or_path": TINY})
+    with closing(blenderbot_engine.EncoderDecoderEngine("tiny", *parts)) as asked:
         talks = [protocol.to_conversation([], [], text) for text in ("hello", "how are you?")]
         with ThreadPoolExecutor(2) as pool:
-            assert list(pool.map(asked.input_ids, talks)) == [[5, 2], [5, 2]]
+            assert list(pool.map(asked.prompt.last_ids, talks)) == [[5, 2], [5, 2]]
 
 
 def test_threads_that_encode_at_once_get_what_each_gets_alone(

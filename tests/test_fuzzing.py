@@ -42,15 +42,15 @@ class NamedEngine(protocol.FakeEngine):
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """Serve an engine that takes no time; afterwards it answers still, and all places are free."""
+    """Serve an engine that takes no time; afterwards it answers still, and all slots are free."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "load_engine", lambda choice, report: NamedEngine(token_s=0))
         with serve_backend() as address:
-            backend.app.state.loading.result(timeout=30)
+            backend.app.state.answerer.loading.engine.result(timeout=30)
             yield address
             assert requests.get(f"{address}/ready", timeout=30).status_code == 200
-            line, deadline = backend.app.state.line, time.monotonic() + 30
-            while line.free < backend.app.state.choice.max_replies:
+            queue, deadline = backend.app.state.queue, time.monotonic() + 30
+            while queue.free < backend.app.state.choice.max_replies:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
 

@@ -16,6 +16,7 @@ import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.engines.weights as weights
 import chatbot_arch.monolith as monolith
 import chatbot_arch.page.replies as replies
+import chatbot_arch.page.sidebar as sidebar
 import chatbot_arch.page.store as store
 import chatbot_arch.settings as settings
 
@@ -124,7 +125,7 @@ def said(page: AppTest) -> str:
 
 def settled(loads: Loads, page: AppTest) -> AppTest:
     """Run a page until nothing loads any more, and as often again as people come by."""
-    wait_until(lambda: not said(page.run()).startswith("Loading"))
+    wait_until(lambda: "still loading" not in said(page.run()))
     for _ in range(VISITS):
         page.run()
         open_page()
@@ -174,17 +175,17 @@ def test_load_that_failed_once_is_made_good_by_a_question(use: Callable[..., Loa
 
 def test_many_questions_after_a_failed_load_begin_one_load(use: Callable[..., Loads]) -> None:
     loads = use(fail, ClosableEngine)
-    wait_until(lambda: NOT_THERE in monolith.describe_model()[0])
+    wait_until(lambda: NOT_THERE in sidebar.describe_model(monolith.describe_model)[0])
     loads.gate.clear()
     kept = store.Store("sqlite://")
     asked = [begin_reply(kept, f"talk {number}", "/echo alive") for number in range(20)]
-    wait_until(lambda: all("still loading" in each.look().status for each in asked))
-    said, is_known = monolith.describe_model()
-    assert ("Loading the model" in said, is_known) == (True, False)
+    wait_until(lambda: all("still loading" in replies.look(each).status for each in asked))
+    said, look_again = sidebar.describe_model(monolith.describe_model)
+    assert ("still loading" in said, look_again) == (True, True)
     loads.gate.set()
     for each in asked:
         assert each.wait(DEADLINE_S)
-    assert {each.look().text for each in asked} == {"alive"}
+    assert {replies.look(each).text for each in asked} == {"alive"}
     assert (loads.begun, loads.most) == (2, 1)
 
 
@@ -248,7 +249,7 @@ def test_died_engine_is_closed_once_when_many_threads_notice_at_once(
     asked = [begin_reply(kept, f"talk {number}", "/echo alive") for number in range(20)]
     for each in asked:
         assert each.wait(DEADLINE_S)
-    assert {each.look().text for each in asked} == {"alive"}
+    assert {replies.look(each).text for each in asked} == {"alive"}
     assert [each.closed for each in loads.loaded] == [1, 0]
     assert (loads.begun, loads.most) == (2, 1)
 
@@ -282,11 +283,11 @@ def test_cleared_cache_closes_its_engine_once(use: Callable[..., Loads]) -> None
 
 def test_closed_loading_loads_no_engine_that_nobody_closes(use: Callable[..., Loads]) -> None:
     loads = use(ClosableEngine)
-    held = monolith.Loading()  # by a reply under way, while its page's menu clears the cache
-    only = held.engine.result(DEADLINE_S)
+    held = local.LocalAnswerer()  # by a reply under way, while its page's menu clears the cache
+    only = held.loading.engine.result(DEADLINE_S)
     held.close()
     only.check = fail  # as a closed engine says
-    assert held.renew().result(DEADLINE_S) is only
+    assert held.renew().engine.result(DEADLINE_S) is only
     assert loads.begun == 1
 
 
@@ -301,15 +302,22 @@ class Loud(protocol.FakeEngine):
         print("closed", flush=True)
 
 local.load_engine = lambda choice, report: Loud()
-loading = monolith.start_loading()
+answerer = monolith.get_answerer()
+
+def is_loading():
+    try:
+        monolith.describe_model()
+    except protocol.NotReadyError:
+        return True
+
 """
 
 
 @pytest.mark.parametrize(
     "then",
     [
-        "while not monolith.describe_model()[1]: pass",
-        "import streamlit as st; loading.engine.result(); st.cache_resource.clear()",
+        "while is_loading(): pass",
+        "import streamlit as st; answerer.loading.engine.result(); st.cache_resource.clear()",
         "",
     ],
     ids=["loaded", "cleared", "loading"],

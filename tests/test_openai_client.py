@@ -39,7 +39,7 @@ def url(speaking: protocol.FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Itera
     """Serve the engine; a test whose settings matter sets them before it asks for this."""
     monkeypatch.setattr(local, "load_engine", lambda choice, report: speaking)
     with serve_backend() as address:
-        backend.app.state.loading.result(timeout=30)
+        backend.app.state.answerer.loading.engine.result(timeout=30)
         yield address
 
 
@@ -443,7 +443,7 @@ def one_place(monkeypatch: pytest.MonkeyPatch) -> None:
 def wait_for_place(seconds: float) -> None:
     """Wait until the backend's only place is free."""
     deadline = time.monotonic() + seconds
-    while not backend.app.state.line.free:
+    while not backend.app.state.queue.free:
         assert time.monotonic() < deadline, "the place was not given back"
         time.sleep(0.005)
 
@@ -489,7 +489,7 @@ class TestOnePlace:
         for _ in range(3):
             with ask(client, LONG, stream=True) as stream:
                 assert pieces_of([next(stream), next(stream)]) == ["word"]
-                assert not backend.app.state.line.free
+                assert not backend.app.state.queue.free
             wait_for_place(1)
         assert ask(client, "/echo hi").choices[0].message.content == "hi"
 

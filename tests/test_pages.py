@@ -14,7 +14,9 @@ from streamlit.testing.v1 import AppTest
 import chatbot_arch.engines.local as local
 import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.page.replies as replies
+import chatbot_arch.page.session as session
 import chatbot_arch.page.store as store
+import chatbot_arch.page.turns as turns
 import chatbot_arch.settings as settings
 import chatbot_arch.utils as utils
 
@@ -41,7 +43,7 @@ class CountingEngine(protocol.FakeEngine):
     def fit(self, conversation: list, options: protocol.Options) -> tuple[list, int]:
         return conversation, self.turns_left_out
 
-    def stream(self, conversation: list, options: protocol.Options, stop: threading.Event):
+    def stream(self, conversation: list, options: protocol.Options, stop: protocol.Stop):
         self.asked.append(conversation)
         self.options.append(options)
         number = len(self.asked)
@@ -54,8 +56,8 @@ class CountingEngine(protocol.FakeEngine):
                     raise self.error
                 yield piece
                 if slowly and stop.wait(0.01):
-                    return protocol.Finish("cancelled", 1, index)
-            return protocol.Finish("stop", 1, 1)
+                    return protocol.Facts("cancelled", 1, index)
+            return protocol.Facts("stop", 1, 1)
         finally:
             self.under_way -= 1
 
@@ -97,6 +99,12 @@ def page(
     wait_until(lambda: not any(each.name == "keep-reply" for each in threading.enumerate()))
 
 
+def say_nothing(*asked: object) -> protocol.Answer:
+    """Answer with no word."""
+    yield from ()
+    return protocol.Facts("stop")
+
+
 def open_page(script: str, conversation_id: str = "") -> AppTest:
     """Open a page in a new session, as a new tab or a refresh does."""
     opened = AppTest.from_file(PACKAGE / script, default_timeout=60)
@@ -118,7 +126,11 @@ def begin(page: AppTest, question: str) -> replies.Writing:
 
 def ask(page: AppTest, question: str) -> AppTest:
     """Ask, wait for the reply, and return the page at the first run that shows its end."""
-    writing = begin(page, question)
+    return see_end(page, begin(page, question))
+
+
+def see_end(page: AppTest, writing: replies.Writing) -> AppTest:
+    """Wait for a reply, and return the page at the first run that shows its end."""
     assert writing.wait(DEADLINE_S)
     state = page.session_state
     collected = state["collected"] if "collected" in state else ""  # noqa: SIM401
@@ -129,7 +141,7 @@ def click(page: AppTest, label: str) -> AppTest:
     return next(each for each in page.button if label in each.label).click().run()
 
 
-def turns(page: AppTest) -> dict[str, list[str]]:
+def said(page: AppTest) -> dict[str, list[str]]:
     return page.session_state.conversation_history
 
 
@@ -149,7 +161,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 def test_same_question_twice_is_asked_twice(page: AppTest) -> None:
     ask(page, "hello")
     ask(page, "hello")
-    assert turns(page) == {
+    assert said(page) == {
         "past_user_inputs": ["hello", "hello"],
         "generated_responses": ["reply 1", "reply 2"],
     }
@@ -158,9 +170,9 @@ def test_same_question_twice_is_asked_twice(page: AppTest) -> None:
 def test_same_question_after_clear_is_answered_anew(page: AppTest) -> None:
     ask(page, "hello")
     click(page, "Clear conversation")
-    assert turns(page) == {"past_user_inputs": [], "generated_responses": []}
+    assert said(page) == {"past_user_inputs": [], "generated_responses": []}
     ask(page, "hello")
-    assert turns(page)["generated_responses"] == ["reply 2"]
+    assert said(page)["generated_responses"] == ["reply 2"]
 
 
 def test_model_sees_the_turns_before(page: AppTest, counting: CountingEngine) -> None:
@@ -173,10 +185,10 @@ def test_model_sees_the_turns_before(page: AppTest, counting: CountingEngine) ->
 def test_second_session_gets_its_own_conversation(page: AppTest) -> None:
     ask(page, "hello")
     other = open_page(Path(page._script_path).name)
-    assert turns(other)["past_user_inputs"] == []
+    assert said(other)["past_user_inputs"] == []
     ask(other, "hello")
-    assert turns(other)["generated_responses"] == ["reply 2"]
-    assert turns(page)["generated_responses"] == ["reply 1"]
+    assert said(other)["generated_responses"] == ["reply 2"]
+    assert said(page)["generated_responses"] == ["reply 1"]
 
 
 def test_click_elsewhere_asks_nothing(page: AppTest, counting: CountingEngine) -> None:
@@ -184,15 +196,15 @@ def test_click_elsewhere_asks_nothing(page: AppTest, counting: CountingEngine) -
     page.run()
     page.run()
     assert len(counting.asked) == 1
-    assert turns(page)["generated_responses"] == ["reply 1"]
+    assert said(page)["generated_responses"] == ["reply 1"]
 
 
 def test_click_elsewhere_does_not_end_a_reply(page: AppTest, counting: CountingEngine) -> None:
     writing = begin(page, "slowly")
-    wait_until(lambda: "word5" in writing.look().text)
+    wait_until(lambda: "word5" in replies.look(writing).text)
     page.slider[0].set_value(0.5).run()
-    said = writing.look().text
-    wait_until(lambda: len(writing.look().text) > len(said))
+    said = replies.look(writing).text
+    wait_until(lambda: len(replies.look(writing).text) > len(said))
     assert len(counting.asked) == 1
 
 
@@ -200,15 +212,15 @@ def test_stop_keeps_what_was_shown_and_stops_the_engine(
     page: AppTest, counting: CountingEngine
 ) -> None:
     writing = begin(page, "slowly")
-    wait_until(lambda: "word5" in writing.look().text)
-    said = writing.look().text
+    wait_until(lambda: "word5" in replies.look(writing).text)
+    said = replies.look(writing).text
     click(page.run(), "Stop")
     assert writing.wait(DEADLINE_S)
     page.run()
     [(_, reply, state)] = shown(page)
     assert reply.startswith(said)
     assert state == "stopped"
-    assert utils.STOPPED in [caption.value for caption in page.main.caption]
+    assert turns.STOPPED in [caption.value for caption in page.main.caption]
     wait_until(lambda: counting.under_way == 0)
     ask(page, "and now?")
     assert [message["content"] for message in counting.asked[-1]] == ["slowly", reply, "and now?"]
@@ -216,14 +228,14 @@ def test_stop_keeps_what_was_shown_and_stops_the_engine(
 
 def test_question_during_a_reply_waits_in_the_box(page: AppTest, counting: CountingEngine) -> None:
     writing = begin(page, "slowly")
-    wait_until(lambda: writing.look().text)
+    wait_until(lambda: replies.look(writing).text)
     page.chat_input[0].set_value("too early").run()
     assert "A reply is being written" in page.error[0].value
     assert page.chat_input[0].proto.value == "too early"
     assert len(counting.asked) == 1
     writing.stop.set()
     assert writing.wait(DEADLINE_S)
-    assert len(turns(page.run())["past_user_inputs"]) == 1
+    assert len(said(page.run())["past_user_inputs"]) == 1
 
 
 @pytest.mark.parametrize("first", ["clear", "stop"])
@@ -231,12 +243,12 @@ def test_clear_and_stop_in_either_order_leave_both_conversations_whole(
     page: AppTest, first: str
 ) -> None:
     writing = begin(page, "slowly")
-    wait_until(lambda: writing.look().text)
+    wait_until(lambda: replies.look(writing).text)
     address = page.query_params["conversation"]
     if first == "stop":
         click(page.run(), "Stop")
     click(page.run(), "Clear conversation")
-    assert turns(page) == {"past_user_inputs": [], "generated_responses": []}
+    assert said(page) == {"past_user_inputs": [], "generated_responses": []}
     writing.stop.set()
     assert writing.wait(DEADLINE_S)
     ask(page, "hello")
@@ -273,15 +285,15 @@ def test_failed_regenerate_leaves_the_reply_there_was(
     ask(page, "one")
     counting.error = protocol.ReplyError("This reply failed.")
     click(page, "Regenerate")
-    assert replies.find(page.session_state.conversation_id).wait(DEADLINE_S)
-    assert [error.value for error in page.run().error] == ["This reply failed."]
+    see_end(page, replies.find(page.session_state.conversation_id))
+    assert [error.value for error in page.error] == ["This reply failed."]
     assert shown(page) == [("one", "reply 1", "done")]
 
 
 def slow_then_failing(counting: CountingEngine, page: AppTest) -> list[tuple[str, str, str]]:
     """Ask something that is answered slowly, stop it, and let the next reply fail in its middle."""
     writing = begin(page, "slowly")
-    wait_until(lambda: "word3" in writing.look().text)
+    wait_until(lambda: "word3" in replies.look(writing).text)
     writing.stop.set()
     assert writing.wait(DEADLINE_S)
     good = shown(page.run())
@@ -294,14 +306,14 @@ def test_regenerate_that_fails_after_its_first_word_leaves_the_reply_there_was(
 ) -> None:
     good = slow_then_failing(counting, page)
     click(page, "Regenerate")
-    assert replies.find(page.session_state.conversation_id).wait(DEADLINE_S)
-    assert [error.value for error in page.run().error] == ["This reply failed."]
+    see_end(page, replies.find(page.session_state.conversation_id))
+    assert [error.value for error in page.error] == ["This reply failed."]
     assert page.chat_input[0].proto.value == "slowly"
     assert shown(page) == shown(reopen(page)) == good
     counting.error = None
     click(page, "Regenerate")
     again = replies.find(page.session_state.conversation_id)
-    wait_until(lambda: "word9" in again.look().text)
+    wait_until(lambda: "word9" in replies.look(again).text)
     again.stop.set()
     assert again.wait(DEADLINE_S)
     (only,) = shown(page.run())
@@ -315,8 +327,8 @@ def test_edit_that_fails_after_its_first_word_leaves_the_turn_there_was(
     click(page, "Edit")
     next(each for each in page.text_area if each.label == "Your question").set_value("slowly now")
     click(page, "Ask this instead")
-    assert replies.find(page.session_state.conversation_id).wait(DEADLINE_S)
-    assert [error.value for error in page.run().error] == ["This reply failed."]
+    see_end(page, replies.find(page.session_state.conversation_id))
+    assert [error.value for error in page.error] == ["This reply failed."]
     assert page.chat_input[0].proto.value == "slowly now"
     assert shown(page) == shown(reopen(page)) == good
 
@@ -327,10 +339,10 @@ def test_reply_stays_in_the_store_while_another_is_made_in_its_place(
     good = slow_then_failing(counting, page)
     counting.error = None
     click(page, "Regenerate")
-    key, kept = page.session_state.conversation_id, utils.get_store()[0]
+    key, kept = page.session_state.conversation_id, session.get_store()[0]
     writing = replies.find(key)
-    wait_until(lambda: "word9" in writing.look().text)
-    assert "word9" in writing.look().text, "the page shows it growing"
+    wait_until(lambda: "word9" in replies.look(writing).text)
+    assert "word9" in replies.look(writing).text, "the page shows it growing"
     (left,) = kept.load(key).turns  # what a page finds after a crash now
     assert (left.question, left.reply, left.state) == good[0]
     assert kept.load(key).draft == "slowly"
@@ -345,11 +357,11 @@ def test_reply_that_ends_with_its_process_takes_no_place(
     counting.error = None
     click(page, "Regenerate")
     writing = replies.find(page.session_state.conversation_id)
-    wait_until(lambda: "word3" in writing.look().text)
-    ended_by_process = lambda self: False  # noqa: E731
-    monkeypatch.setattr(replies.Stop, "by_reader", ended_by_process)
-    monkeypatch.setattr(replies.Stop, "is_set", lambda self: True)
-    threading.Event.set(writing.stop)  # so that whoever waits for it wakes
+    wait_until(lambda: "word3" in replies.look(writing).text)
+    ended = type("Ended", (), {"join": lambda self: None})()
+    monkeypatch.setattr(threading, "main_thread", lambda: ended)
+    replies.end_with_process()
+    monkeypatch.undo()
     assert writing.wait(DEADLINE_S)
     assert shown(reopen(page)) == good
 
@@ -358,7 +370,7 @@ def test_turn_of_another_process_and_the_reply_that_came_second_both_stay(
     page: AppTest, counting: CountingEngine
 ) -> None:
     ask(page, "one")
-    key, kept = page.session_state.conversation_id, utils.get_store()[0]
+    key, kept = page.session_state.conversation_id, session.get_store()[0]
     gate, said = threading.Event(), counting.stream
     counting.stream = lambda *asked: (gate.wait(DEADLINE_S), (yield from said(*asked)))[1]
     writing = begin(page, "mine")
@@ -375,8 +387,8 @@ def test_turn_of_another_process_and_the_reply_that_came_second_both_stay(
 
 def test_reply_whose_turn_was_replaced_elsewhere_becomes_a_turn_of_its_own(page: AppTest) -> None:
     writing = begin(page, "slowly")
-    wait_until(lambda: "word3" in writing.look().text)
-    key, kept = page.session_state.conversation_id, utils.get_store()[0]
+    wait_until(lambda: "word3" in replies.look(writing).text)
+    key, kept = page.session_state.conversation_id, session.get_store()[0]
     theirs = store.Turn(id="theirs", position=0, question="slowly", reply="Yes.", state="done")
     kept.begin_turn(key, theirs, replaces=writing.turn.id)
     wait_until(lambda: len(kept.load(key).turns) == 2)
@@ -402,9 +414,9 @@ def test_save_that_fails_as_nobody_foresaw_ends_the_reply_and_loses_nothing(
     if step == "begin_turn":
         broken.set()
     writing = begin(page, "slowly")
-    wait_until(lambda: "word3" in writing.look().text)
+    wait_until(lambda: "word3" in replies.look(writing).text)
     broken.set()
-    wait_until(lambda: "word9" in writing.look().text)
+    wait_until(lambda: "word9" in replies.look(writing).text)
     writing.stop.set()
     assert writing.wait(DEADLINE_S), "or its conversation would be being written for ever"
     assert "could not be saved" in page.run().error[0].value
@@ -435,12 +447,12 @@ def test_reply_that_cannot_be_saved_stays_on_its_page_and_blocks_nothing(
     assert "This one cannot be saved." in page.error[0].value
     assert [question for question, _, _ in shown(page)] == ["one", "never", "three"]
     assert [question for question, _, _ in shown(page.run())] == ["one", "never", "three"]
-    conversation, kept = page.session_state.conversation, utils.get_store()[0]
+    conversation, kept = page.session_state.conversation, session.get_store()[0]
     assert len(kept.load(conversation.id).turns) == 2
-    saved = utils.latest(kept, conversation, page.session_state.unsaved)  # what a download holds
+    saved = turns.latest(kept, conversation, page.session_state.unsaved)  # what a download holds
     assert [turn.question for turn in saved.turns] == ["one", "never", "three"]
     page.chat_input[0].set_value("").run()
-    assert turns(page)["past_user_inputs"] == ["one", "never", "three"]
+    assert said(page)["past_user_inputs"] == ["one", "never", "three"]
 
 
 def test_end_that_could_not_be_saved_is_saved_later_though_nobody_looks(
@@ -450,7 +462,7 @@ def test_end_that_could_not_be_saved_is_saved_later_though_nobody_looks(
         raise store.StoreError("The database is locked.")
 
     writing = begin(page, "slowly")
-    key, kept = page.session_state.conversation_id, utils.get_store()[0]
+    key, kept = page.session_state.conversation_id, session.get_store()[0]
     wait_until(lambda: kept.load(key).turns)
     with monkeypatch.context() as broken:
         broken.setattr(store.Store, "save_turn", fail)
@@ -462,9 +474,9 @@ def test_end_that_could_not_be_saved_is_saved_later_though_nobody_looks(
             turn = store.Turn(
                 id=f"t{number}", conversation_id=f"c{number}", position=0, question="?"
             )
-            other = replies.Writing(lambda *asked: replies.Reply("stop"), kept, turn)
+            other = replies.Writing(say_nothing, kept, turn)
             replies.reserve(other)
-            other.give_up()
+            other.end()
     wait_until(lambda: kept.load(key).turns[0].state == "stopped")
 
 
@@ -523,31 +535,32 @@ def test_who_failed_to_prepare_does_not_throw_out_who_came_next(
 ) -> None:
     def writing_of(number: int) -> replies.Writing:
         turn = store.Turn(id=f"t{number}", conversation_id="next", position=0, question="?")
-        return replies.Writing(lambda *asked: replies.Reply("stop"), store.Store("sqlite://"), turn)
+        return replies.Writing(say_nothing, store.Store("sqlite://"), turn)
 
     first, second, came = writing_of(1), writing_of(2), []
-    give_up = replies.Writing.give_up
+    end = replies.Writing.end
 
-    def give_up_slowly(self: replies.Writing) -> None:
-        give_up(self)
+    def end_slowly(self: replies.Writing) -> None:
+        end(self)
         thread = threading.Thread(target=lambda: came.append(replies.reserve(second)))
         thread.start()
         thread.join(0.2)  # it comes now, or once it may
 
     replies.reserve(first)
-    monkeypatch.setattr(replies.Writing, "give_up", give_up_slowly)
+    monkeypatch.setattr(replies.Writing, "end", end_slowly)
     replies.give_back(first, None)
     wait_until(lambda: came)
     assert replies.find("next") is second
-    give_up(second)
+    end(second)
 
 
 def test_only_one_of_those_who_ask_at_once_changes_anything() -> None:
     gate, prepared, refused = threading.Barrier(8), [], []
 
-    def respond(past: list, said: list, question: str, options: object, writing: object):
-        writing.stop.wait(DEADLINE_S)
-        return replies.Reply("cancelled")
+    def respond(conversation: list, options: protocol.Options, stop: protocol.Stop):
+        yield from ()
+        stop.wait(DEADLINE_S)
+        return protocol.Facts("cancelled")
 
     def ask_at_once(number: int) -> None:
         turn = store.Turn(id=f"t{number}", conversation_id="at once", position=0, question="?")
@@ -575,16 +588,15 @@ def test_only_one_of_those_who_ask_at_once_changes_anything() -> None:
 
 
 def test_reply_that_could_not_be_prepared_leaves_the_one_before() -> None:
-    respond = lambda *asked: replies.Reply("stop")  # noqa: E731
     turn = store.Turn(id="t", conversation_id="prepared", position=0, question="?")
-    first = replies.Writing(respond, store.Store("sqlite://"), turn)
+    first = replies.Writing(say_nothing, store.Store("sqlite://"), turn)
     replies.start(first)
     assert first.wait(DEADLINE_S)
 
     def fail() -> None:
         raise store.StoreError("The database is locked.")
 
-    second = replies.Writing(respond, store.Store("sqlite://"), turn)
+    second = replies.Writing(say_nothing, store.Store("sqlite://"), turn)
     with pytest.raises(store.StoreError, match="locked"):
         replies.start(second, fail)
     assert replies.find("prepared") is first
@@ -603,15 +615,15 @@ def test_too_long_question_is_a_sentence_and_kept(page: AppTest, counting: Count
     ask(page, "too long")
     assert [error.value for error in page.error] == ["9000 tokens, and 8144 fit. Shorten it."]
     assert page.chat_input[0].proto.value == "too long"
-    assert turns(page)["past_user_inputs"] == ["hello"]
+    assert said(page)["past_user_inputs"] == ["hello"]
     counting.error = None
     ask(page, "too long")
     assert not page.error
-    assert turns(page)["past_user_inputs"] == ["hello", "too long"]
+    assert said(page)["past_user_inputs"] == ["hello", "too long"]
 
 
 def test_longer_question_than_the_box_takes_is_cut_by_the_box(page: AppTest) -> None:
-    assert page.chat_input[0].proto.max_chars == utils.MAX_QUESTION_CHARS
+    assert page.chat_input[0].proto.max_chars == turns.MAX_QUESTION_CHARS
 
 
 def test_reply_that_fails_in_the_middle_is_kept_marked_and_asked_again(
@@ -621,12 +633,12 @@ def test_reply_that_fails_in_the_middle_is_kept_marked_and_asked_again(
     ask(page, "slowly, please")
     assert [error.value for error in page.error] == ["The model failed."]
     assert shown(page) == [("slowly, please", "word0 word1 word2 ", "failed")]
-    assert utils.BROKEN_OFF in [caption.value for caption in page.main.caption]
-    assert turns(page) == {"past_user_inputs": [], "generated_responses": []}
+    assert turns.BROKEN_OFF in [caption.value for caption in page.main.caption]
+    assert said(page) == {"past_user_inputs": [], "generated_responses": []}
     assert page.chat_input[0].proto.value == "slowly, please"
     counting.error = None
     writing = begin(page, "slowly, please")
-    wait_until(lambda: "word9" in writing.look().text)
+    wait_until(lambda: "word9" in replies.look(writing).text)
     writing.stop.set()
     assert writing.wait(DEADLINE_S)
     assert [state for _, _, state in shown(page.run())] == ["stopped"]
@@ -673,7 +685,7 @@ def test_facts_that_no_page_can_count_with_break_nothing(page: AppTest) -> None:
     ask(page, "one")
     (turn,) = page.session_state.conversation.turns
     facts = turn.facts | {"reply_tokens": 10**400, "prompt_tokens": 10**400, "first_s": 1e308}
-    utils.get_store()[0].save_turn(turn.id, facts=facts)  # as an older file may have brought them
+    session.get_store()[0].save_turn(turn.id, facts=facts)  # as an older file may have brought them
     again = reopen(page)
     assert not again.exception
     assert "1000000000" in " ".join(caption.value for caption in again.sidebar.caption)
@@ -689,8 +701,8 @@ def test_refresh_in_mid_reply_shows_the_part_and_goes_on(
     page: AppTest, counting: CountingEngine
 ) -> None:
     writing = begin(page, "slowly")
-    wait_until(lambda: "word5" in writing.look().text)
-    said = writing.look().text
+    wait_until(lambda: "word5" in replies.look(writing).text)
+    said = replies.look(writing).text
     again = reopen(page)
     bubbles = [each.proto.json_args for each in again.get("component_instance")]
     assert len(bubbles) == 2
@@ -704,16 +716,16 @@ def test_refresh_in_mid_reply_shows_the_part_and_goes_on(
 
 def test_reply_of_a_killed_process_is_broken_off_and_can_be_asked_again(page: AppTest) -> None:
     ask(page, "hello")
-    kept = utils.get_store()[0]
+    kept = session.get_store()[0]
     key = page.session_state.conversation_id
     left = store.Turn(id="left", conversation_id=key, position=1, question="and?", reply="Once up")
     kept.begin_turn(key, left)
     with_life = reopen(page)
     assert "Being written by another server ..." in [each.value for each in with_life.main.caption]
     kept.save_turn("left", reply="Once upon")
-    wait_until(lambda: not utils.lives_elsewhere(kept.load(key).turns[-1]))
+    wait_until(lambda: not turns.lives_elsewhere(kept.load(key).turns[-1]))
     after = reopen(page)
-    assert utils.BROKEN_OFF in [each.value for each in after.main.caption]
+    assert turns.BROKEN_OFF in [each.value for each in after.main.caption]
     assert shown(after)[1] == ("and?", "Once upon", "writing")
     click(after, "Regenerate")
     assert replies.find(key).wait(DEADLINE_S)
@@ -723,7 +735,7 @@ def test_reply_of_a_killed_process_is_broken_off_and_can_be_asked_again(page: Ap
 def test_draft_of_a_killed_process_is_back_in_the_box(page: AppTest) -> None:
     ask(page, "hello")
     key = page.session_state.conversation_id
-    utils.get_store()[0].keep_draft(key, "me", "what was I asking?", {})
+    session.get_store()[0].keep_draft(key, "me", "what was I asking?", {})
     assert reopen(page).chat_input[0].proto.value == "what was I asking?"
 
 
@@ -783,7 +795,7 @@ def test_thumb_is_kept_with_the_turn(page: AppTest) -> None:
     ask(page, "hello")
     turn = page.session_state.conversation.turns[0]
     page.feedback[0].set_value(1).run()
-    assert utils.get_store()[0].load(turn.conversation_id).turns[0].rating == 1
+    assert session.get_store()[0].load(turn.conversation_id).turns[0].rating == 1
     assert reopen(page).feedback[0].value == 1
 
 
@@ -879,7 +891,7 @@ def test_options_and_draft_of_a_conversation_that_could_not_be_read_are_not_lost
 ) -> None:
     page.slider[0].set_value(0.5).run()
     ask(page, "hello")
-    kept, key = utils.get_store()[0], page.session_state.conversation_id
+    kept, key = session.get_store()[0], page.session_state.conversation_id
     kept.keep_draft(key, "somebody", "and now?", kept.load(key).options)
 
     def fail(*arguments: object) -> None:
@@ -899,7 +911,7 @@ def test_options_and_draft_of_a_conversation_that_could_not_be_read_are_not_lost
 
 def test_reply_that_no_page_looks_at_is_saved_while_it_grows(page: AppTest) -> None:
     writing = begin(page, "slowly")
-    key, kept = page.session_state.conversation_id, utils.get_store()[0]
+    key, kept = page.session_state.conversation_id, session.get_store()[0]
     wait_until(lambda: kept.load(key).turns)
     first = kept.load(key).turns[0]
     wait_until(lambda: len(kept.load(key).turns[0].reply) > len(first.reply))
@@ -915,7 +927,7 @@ def test_question_during_a_reply_leaves_its_draft(page: AppTest, counting: Count
     writing = begin(page, "the first")
     page.chat_input[0].set_value("too early").run()
     assert "A reply is being written" in page.error[0].value
-    kept = utils.get_store()[0].load(page.session_state.conversation_id)
+    kept = session.get_store()[0].load(page.session_state.conversation_id)
     gate.set()
     assert kept.draft == "the first"
     assert writing.wait(DEADLINE_S)
@@ -923,8 +935,8 @@ def test_question_during_a_reply_leaves_its_draft(page: AppTest, counting: Count
 
 def test_conversation_that_another_tab_deleted_leaves_no_turn_behind(page: AppTest) -> None:
     writing = begin(page, "slowly")
-    wait_until(lambda: "word5" in writing.look().text)
-    utils.get_store()[0].delete(page.session_state.conversation_id)
+    wait_until(lambda: "word5" in replies.look(writing).text)
+    session.get_store()[0].delete(page.session_state.conversation_id)
     writing.stop.set()
     assert writing.wait(DEADLINE_S)
     page.run()

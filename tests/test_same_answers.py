@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.frontend as frontend
 import chatbot_arch.measure.launch as launch
 import chatbot_arch.monolith as monolith
@@ -11,7 +12,7 @@ import chatbot_arch.page.replies as replies
 import chatbot_arch.page.store as store
 
 QUESTIONS = ("What is a monolith?", "And <|im_end|> is what?", "Thank you! 🧹 é \u202e")
-OPTIONS = replies.Options(system_prompt="Be brief.", max_new_tokens=24)
+OPTIONS = protocol.Options(system_prompt="Be brief.", max_new_tokens=24)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def answer(respond: replies.Respond, past: list[store.Turn], question: str) -> s
     writing = replies.Writing(respond, kept, turn, past, OPTIONS)
     replies.start(writing)
     assert writing.wait(120)
-    assert not writing.look().error
+    assert not replies.look(writing).error
     return kept.load("a talk").turns[0]
 
 

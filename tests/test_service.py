@@ -31,11 +31,13 @@ from tabs import open_context
 import chatbot_arch.backend as backend
 import chatbot_arch.engines.local as local
 import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.engines.remote as remote
 import chatbot_arch.frontend as frontend
 import chatbot_arch.measure.launch as launch
 import chatbot_arch.page.replies as replies
 import chatbot_arch.page.store as store
-import chatbot_arch.service.admission as admission
+import chatbot_arch.service.lifecycle as lifecycle
+import chatbot_arch.service.reply as reply
 import chatbot_arch.service.telemetry as telemetry
 import chatbot_arch.settings as settings
 
@@ -84,9 +86,9 @@ class Service:
         )
 
     def wait_until_idle(self) -> None:
-        """Wait until every place is given back; with a key, nobody may ask."""
-        line = backend.app.state.line
-        wait_until(lambda: line.free == backend.app.state.choice.max_replies and not line.waiting)
+        """Wait until every slot is given back; with a key, nobody may ask."""
+        queue, slots = backend.app.state.queue, backend.app.state.choice.max_replies
+        wait_until(lambda: queue.free == slots and not queue.waiting)
         if self.http.get("/metrics").is_success:
             assert self.metric("replies_in_flight") == self.metric("requests_waiting") == 0
 
@@ -115,7 +117,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, log: io.StringIO) -> Iterator[Callabl
             for name, value in choices.items():
                 monkeypatch.setenv(f"CHATBOT_{name.upper()}", str(value))
             url = servers.enter_context(serve_backend())
-            backend.app.state.loading.result(timeout=DEADLINE_S)
+            backend.app.state.answerer.loading.engine.result(timeout=DEADLINE_S)
             return Service(url, servers.enter_context(ExitStack()))
 
         yield start
@@ -235,7 +237,7 @@ def run_backend(
 
 WITH_ENGINE = (
     "import sys, uvicorn; sys.path.insert(0, sys.argv.pop(1));"
-    "import speakers, chatbot_arch.engines.local as engines;"
+    "import speakers, chatbot_arch.engines.local as local;"
     "speaker = getattr(speakers, sys.argv.pop(1))(token_s=0);"
     "local.load_engine = lambda choice, report: speaker;"
     "uvicorn.run('chatbot_arch.backend:app', port=int(sys.argv[-1]))"
@@ -382,12 +384,12 @@ def fill(reader: socket.socket, url: str) -> None:
 def test_reader_that_reads_no_more_loses_its_place_and_its_request_ends(
     serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, log: io.StringIO
 ) -> None:
-    monkeypatch.setattr(admission, "READING_GRACE_S", 0)
+    monkeypatch.setattr(reply, "READING_GRACE_S", 0)
     service = serve(speakers.LavishEngine(token_s=0), max_replies=1, reply_timeout_s=0.5)
     with socket.socket() as reader:
         fill(reader, service.url)
         assert service.post({"user_input": "/echo hi"}).json() == "hi"
-        wait_until(lambda: not backend.app.state.askings)  # though the reader is still there
+        wait_until(lambda: not backend.app.state.requests)  # though the reader is still there
         wait_until(lambda: '"code": "reader_stalled"' in log.getvalue())
 
 
@@ -475,7 +477,7 @@ def ask_from_page(service: Service, monkeypatch: pytest.MonkeyPatch) -> replies.
     writing = replies.Writing(frontend.microservice_llm_response, kept, turn)
     replies.start(writing)
     assert writing.wait(DEADLINE_S)
-    return writing.look()
+    return replies.look(writing)
 
 
 def test_page_sends_the_first_key_and_says_when_another_is_wanted(
@@ -504,11 +506,11 @@ def test_page_waits_in_the_line_longer_than_for_a_reply(
 
 def test_page_sends_no_more_turns_than_a_backend_takes() -> None:
     past = [str(number) for number in range(settings.MAX_TURNS + 7)]
-    assert frontend.turns_too_many(past, past) == 7
+    assert remote.turns_too_many(past, past) == 7
     longest = "x" * settings.MAX_TEXT_CHARS
-    assert frontend.turns_too_many(["a", longest, "b"], ["c", longest + "x", "d"]) == 2
-    assert frontend.turns_too_many(["a"] * 20, [longest] * 20) == 11
-    assert frontend.turns_too_many([], []) == 0
+    assert remote.turns_too_many(["a", longest, "b"], ["c", longest + "x", "d"]) == 2
+    assert remote.turns_too_many(["a"] * 20, [longest] * 20) == 11
+    assert remote.turns_too_many([], []) == 0
 
 
 def test_host_that_is_not_ours_is_refused(serve: Callable[..., Service]) -> None:
@@ -639,7 +641,7 @@ def test_question_is_one_trace_from_page_to_backend(monkeypatch: pytest.MonkeyPa
         "import chatbot_arch.page.store as s\n"
         "turn = s.Turn(id='t', conversation_id='c', position=0, question='/echo hi')\n"
         "kept = s.Store('sqlite://'); kept.keep_draft('c', 'me', '/echo hi', {})\n"
-        "w = r.Writing(f.microservice_llm_response, kept, turn); w.run(); print(w.look())\n"
+        "w = r.Writing(f.microservice_llm_response, kept, turn); w.run(); print(replies.look(w))\n"
     )
     with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
         thread = threading.Thread(target=collector.serve_forever)
@@ -713,10 +715,9 @@ def test_who_still_waits_when_the_service_ends_is_told_so(serve: Callable[..., S
     service.speak()
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(service.post, {"user_input": "/echo hi"})
-        wait_until(lambda: backend.app.state.line.waiting)
+        wait_until(lambda: backend.app.state.queue.waiting)
         backend.app.state.ending = True
-        for asking in list(backend.app.state.askings):
-            asking.end()
+        lifecycle.end_replies(backend.app)
         for told in (waiting.result(), service.post({"user_input": "/echo hi"})):
             assert (told.status_code, told.json()["code"]) == (503, "ending")
             assert int(told.headers["retry-after"]) > 0

@@ -45,14 +45,16 @@ Report = Callable[[str], None]
 
 def load_with_transformers(choice: settings.Settings, report: Report) -> protocol.Engine:
     """Load the chosen model with transformers; raise `ModelError` if that fails."""
+    import chatbot_arch.engines.blenderbot as blenderbot
     import chatbot_arch.engines.continuous as continuous
+    import chatbot_arch.engines.networks as networks
 
     source = weights.locate_model(choice)
     report("reading the weights")
     dtype = None if choice.dtype == "auto" else choice.dtype
-    network, tokenizer = continuous.load_transformers(source, dtype)
+    network, tokenizer = networks.load_transformers(source, dtype)
     if network.config.model_type == "blenderbot":
-        return continuous.EncoderDecoderEngine(
+        return blenderbot.EncoderDecoderEngine(
             choice.model, network, tokenizer, choice.reply_timeout_s
         )
     if not tokenizer.chat_template or network.config.is_encoder_decoder:

@@ -6,7 +6,8 @@
 __all__ = ['Item', 'Number', 'Text', 'Name', 'Count', 'Seconds', 'Pieces', 'Answer', 'KNOWN_TEXT', 'LOOK_S', 'Message',
            'to_conversation', 'require_number', 'Options', 'Facts', 'TooLongError', 'ReplyError', 'EngineBusyError',
            'NotReadyError', 'EngineDiedError', 'engine_closed', 'Stop', 'Engine', 'Status', 'Description', 'Answerer',
-           'answer', 'ignore', 'speak', 'complete', 'receive', 'unfinished', 'words_of', 'pause', 'FakeEngine']
+           'answer', 'ignore', 'speak', 'complete', 'receive', 'unfinished', 'ended', 'is_over', 'why_ended',
+           'words_of', 'pause', 'FakeEngine']
 
 # %% ../../nbs/engines/protocol.ipynb #imports
 import math
@@ -276,6 +277,28 @@ def unfinished(stop: Stop, prompt_tokens: int, reply_tokens: int) -> Facts:
     if reply_tokens == 0:
         raise EngineBusyError("The model is busy: no reply began in time. Ask again in a moment.")
     return Facts("timeout", prompt_tokens, reply_tokens)
+
+
+def ended(reason: str, stop: Stop, prompt_tokens: int, reply_tokens: int) -> Facts:
+    """Return the facts of a reply that its model ended for `reason`; empty if it did not."""
+    if not reason:
+        return unfinished(stop, prompt_tokens, reply_tokens)
+    return Facts(reason, prompt_tokens, reply_tokens)
+
+# %% ../../nbs/engines/protocol.ipynb #threads
+def is_over(closing: threading.Event) -> bool:
+    """Return whether an engine's threads should end: it was closed, or the process is ending."""
+    return closing.is_set() or not threading.main_thread().is_alive()
+
+
+def why_ended(closing: threading.Event) -> EngineDiedError:
+    """Return the error for callers of an engine whose thread has ended, closed or by itself."""
+    if is_over(closing):
+        return engine_closed()
+    return EngineDiedError(
+        "The model's thread has ended and answers no more. Restart the server that holds it; "
+        "what it printed last says why."
+    )
 
 # %% ../../nbs/engines/protocol.ipynb #fake-words
 KNOWN_TEXT = (

@@ -8,7 +8,7 @@ __all__ = ['Put', 'BUSY_UP_TO_S', 'SHORTEST_PAUSE_S', 'LONGEST_PAUSE_S', 'FACTS'
            'ANSWER_GRACE_S', 'MAX_SENT_CHARS', 'DESCRIBE_TIMEOUT_S', 'DESCRIBED_FOR_S', 'BackendError', 'TryLaterError',
            'Failure', 'explain_answer', 'read_facts', 'Token', 'Waiting', 'read_events', 'read_body', 'read_whole',
            'trusted', 'open_client', 'ask_once', 'ask_backend', 'turns_too_many', 'body_of', 'Connection', 'Readiness',
-           'ask_ready', 'RemoteAnswerer']
+           'SilentError', 'ask_ready', 'RemoteAnswerer']
 
 # %% ../../nbs/engines/remote.ipynb #imports
 import asyncio
@@ -335,21 +335,25 @@ class Readiness(BaseModel):
     dtype: str = Field("", max_length=500)
 
 
+class SilentError(settings.ChatbotError):
+    """Say that a backend has no route that describes its model."""
+
+
 async def ask_ready(client: httpx.AsyncClient, url: str) -> protocol.Description:
     """Return which model the backend has; raise `NotReadyError` if it cannot be asked now.
 
-    Raises `BackendError` if it does not say.
+    Raises `SilentError` if it never says.
     """
-    status = 0
+    status, content = 0, ""
     try:
         async with asyncio.timeout(DESCRIBE_TIMEOUT_S), client.stream("GET", "/ready") as response:
             status, content = response.status_code, await read_body(response)
         if status in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
-            raise BackendError("The backend does not say which model it holds.")
+            raise SilentError("The backend does not say which model it holds.")
         answer = TypeAdapter(Readiness | Failure).validate_json(content)
     except (httpx.HTTPError, TimeoutError) as error:
         raise protocol.NotReadyError(f"No backend answers at {url}.") from error
-    except ValueError as error:
+    except (ValueError, BackendError) as error:
         says = f"The backend at {url} answered {status} and not which model it holds."
         raise protocol.NotReadyError(says) from error
     if isinstance(answer, Failure):

@@ -43,6 +43,7 @@ from pandas.core.groupby import SeriesGroupBy
 
 import chatbot_arch.engines.continuous as continuous
 import chatbot_arch.engines.llamacpp as llamacpp
+import chatbot_arch.engines.networks as networks
 import chatbot_arch.engines.prompts as prompts
 import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.engines.weights as weights
@@ -139,7 +140,7 @@ LLAMA_CPP_SERVER = "llama-cpp-python's server"
 def load(cache_dir: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load the embedded model with transformers."""
     source = {"pretrained_model_name_or_path": str(weights.embedded_model(cache_dir))}
-    return continuous.load_transformers(source)
+    return networks.load_transformers(source)
 
 # %% ../../nbs/measure/bench_engines.ipynb #one-by-one
 def one_by_one(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> AskAll:
@@ -394,7 +395,7 @@ def peer_commands(folder: Path, packaged: Path, dtype: str, python: Path | None)
 def start_peers(cache_dir: Path, stack: ExitStack) -> dict[str, AskAll]:
     """Return what answers over HTTP; `stack` stops the servers."""
     folder, packaged = weights.embedded_model(cache_dir), weights.fetch_gguf(cache_dir)
-    dtype = str(continuous.native_dtype(continuous.best_device())).removeprefix("torch.")
+    dtype = str(networks.native_dtype(networks.best_device())).removeprefix("torch.")
     python = make_environment(cache_dir / "peers" / "llama-cpp-python")
     peers = peer_commands(folder, packaged, dtype, python)
     return {name: stack.enter_context(start_peer(name, *parts)) for name, parts in peers.items()}
