@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TIMEOUT := $(shell command -v timeout)
 
-.PHONY: help compare test bench-engines bench-backend lab monolith microservices outputs clean
+.PHONY: help compare test test-more bench-engines bench-backend lab monolith microservices outputs clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -20,7 +20,10 @@ test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/chatbot-fetch
 	CHATBOT_ENGINE=llamacpp $(BIN)/chatbot-fetch
 	$(if $(TIMEOUT),timeout 1200) $(BIN)/nbdev_test --skip_file_re '^07_' --n_workers 2
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --durations=15
+
+test-more: $(INSTALLED)  ## what needs a package index or other programs, write results/test-more.json
+	$(BIN)/python tests/more.py
 
 bench-engines: $(INSTALLED)  ## measure the engines beside their peers, write results/engines.*
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'

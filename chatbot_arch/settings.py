@@ -55,7 +55,7 @@ def read_address(text: str) -> Address:
         address.login = unquote(url.username or ""), unquote(url.password or "")
     return address
 
-# %% ../nbs/ground/settings.ipynb #settings
+# %% ../nbs/ground/settings.ipynb #kinds
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 DATA_FOLDER = platformdirs.user_data_path("chatbot-arch")
 MAX_TURNS = 1000  # that one request may bring along
@@ -91,55 +91,44 @@ Room = Annotated[float, AfterValidator(require_room)]
 Url = Annotated[Address, PlainValidator(read_address)]
 Secret = Annotated[SecretStr, AfterValidator(require_parts)]
 
-
+# %% ../nbs/ground/settings.ipynb #settings
 class Settings(BaseSettings):
     """Hold the choices of one process, each read from `CHATBOT_<NAME>` in the environment."""
 
     model_config = SettingsConfigDict(env_prefix="CHATBOT_", env_ignore_empty=True, frozen=True)
 
-    # The embedded model, a model hub's id, a local folder, or a .gguf file.
+    # What answers, and for how long.
     model: str = EMBEDDED_MODEL
-    # `transformers` runs chat models of a hub, `llamacpp` a GGUF file; `fake` says a known text.
     engine: Literal["transformers", "llamacpp", "fake"] = "transformers"
-    # The bits of a transformers model's weights; `auto` takes 16 where the device has them.
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    # How fast `fake` speaks, in seconds per token.
-    fake_token_s: float = Field(0.01, ge=0)
-    # How many replies the backend makes at once, and how many requests may wait for their turn.
+    system_prompt: str = ""
+    max_new_tokens: int = Field(256, ge=1)  # longest reply of a chat model
+    reply_timeout_s: float = Field(120, gt=0)  # a reply ends there with what it has
+    fake_token_s: float = Field(0.01, ge=0)  # how fast `fake` speaks
+    cache_dir: Path = Field(default_factory=lambda: platformdirs.user_cache_path("chatbot-arch"))
+
+    # What the backend takes on.
     max_replies: int = Field(16, ge=1)
     max_waiting: int = Field(32, ge=0)
-    # How many of both one client may hold, a key or else an address; 0: as many as there are.
-    max_per_client: int = Field(0, ge=0)
-    # Longest time in the line, and for replies under way when the backend is told to end, in s.
+    max_per_client: int = Field(0, ge=0)  # 0: as many as there are
     waiting_timeout_s: float = Field(60, gt=0)
     ending_timeout_s: float = Field(20, ge=0)
-    # Largest body of a request, room for all large ones together, in MB; longest arrival, in s.
     max_body_mb: float = Field(8, gt=0, allow_inf_nan=False)
     max_bodies_mb: Room = Field(32, gt=0, allow_inf_nan=False, validate_default=True)
     body_timeout_s: float = Field(30, gt=0)
-    # What the backend demands of who asks it; with several, `new,old`, any will do.
+
+    # Who may ask it, and what its log holds.
     api_key: Secret = SecretStr("")
-    # The names by which the backend may be called, and the origins of other pages; `*`: any.
     allowed_hosts: str = "127.0.0.1,localhost,::1"
-    allowed_origins: str = ""
-    # Whether the backend's log holds questions and replies, too.
-    log_texts: bool = False
-    # Where conversations are kept: sqlite:///PATH, or postgresql://USER:PASSWORD@HOST/NAME.
+    allowed_origins: str = ""  # `*`: any
+    log_texts: bool = False  # questions and replies, too
+
+    # What the page keeps, shows and asks.
     database_url: str = Field(
         default_factory=lambda: f"sqlite:///{DATA_FOLDER / 'chats.db'}", repr=False
     )
-    # How messages are drawn: in streamlit-chat's `bubbles`, or by Streamlit itself, `native`.
-    chat_ui: Literal["bubbles", "native"] = "bubbles"
-    # Where the front end finds the backend; http://USER:PASSWORD@HOST is sent in the key's place.
+    chat_ui: Literal["bubbles", "native"] = "bubbles"  # streamlit-chat's, or Streamlit's own
     backend_url: Url = Address("http://127.0.0.1:8000")
-    # What the model is told before the first turn; empty leaves it to the model's own template.
-    system_prompt: str = ""
-    # Longest reply of a chat model, in tokens.
-    max_new_tokens: int = Field(256, ge=1)
-    # Longest time a reply may take, in seconds; it ends there with what it has.
-    reply_timeout_s: float = Field(120, gt=0)
-    # Where the embedded model is kept once it is fetched.
-    cache_dir: Path = Field(default_factory=lambda: platformdirs.user_cache_path("chatbot-arch"))
 
 # %% ../nbs/ground/settings.ipynb #read-settings
 SECRETIVE = ("api_key", "backend_url", "database_url")  # a URL may hold a password

@@ -33,9 +33,9 @@ LAYER = [
 def test_reply_is_right_only_if_it_equals_the_one_alone(
     seen: bench_backend.Truth, said: str
 ) -> None:
-    client = bench_backend.Client("http://127.0.0.1:9", 0, TRUTHS)
-    client.check(ONE, seen)
-    assert client.counts == {f"reply: {said}": 1}
+    tally = bench_backend.Tally(TRUTHS)
+    tally.check(ONE, seen)
+    assert tally.counts == {f"reply: {said}": 1}
 
 
 @pytest.mark.parametrize(

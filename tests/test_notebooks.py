@@ -1,5 +1,6 @@
 """Notebooks that read well: names on cells, outputs that teach, and labs that run as they stand."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -15,6 +16,8 @@ NOTEBOOKS = sorted(path for path in list_files("nbs") if path.suffix == ".ipynb"
 LABS = [path for path in NOTEBOOKS if path.parent.name == "labs" or path.name.startswith("07_")]
 WINGS = ("engines", "page", "service", "measure", "ground", "labs")
 LONGEST_OUTPUT_LINES = 15
+LONGEST_EXPORT_LINES = 45
+SHOWN_WITHIN = 2  # code cells
 
 
 def output_text(output: nbformat.NotebookNode) -> str:
@@ -77,6 +80,42 @@ def test_notebook_is_ordered_for_a_reader(path: Path) -> None:
     shown = [cell for cell in cells if not cell.source.startswith("#| hide")]
     kinds = "".join("m" if cell.cell_type == "markdown" else "c" for cell in shown)
     assert "cccc" not in kinds, "never more than three code cells in a row"
+
+
+def is_exported(cell: nbformat.NotebookNode) -> bool:
+    """Return whether a code cell becomes a part of a module."""
+    return bool(re.match(r"#\|\s*export\b", cell.source))
+
+
+def needs_a_show(cell: nbformat.NotebookNode) -> bool:
+    """Return whether an exported cell defines what can be shown at work.
+
+    Imports and constants cannot, and a command's `main` is shown by its tests.
+    """
+    nodes = ast.parse(cell.source).body
+    defined = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return bool(defined) and "main" not in {node.name for node in defined}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_exported_cells_are_short(path: Path) -> None:
+    exported = filter(is_exported, nbformat.read(path, 4).cells)
+    lengths = {cell.id: len(cell.source.strip("\n").split("\n")) - 1 for cell in exported}
+    assert not {name: lines for name, lines in lengths.items() if lines > LONGEST_EXPORT_LINES}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_exported_cells_are_shown_at_work(path: Path) -> None:
+    code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    shows = [not is_exported(cell) and "nbdev_export()" not in cell.source for cell in code]
+    unshown = [
+        cell.id
+        for number, cell in enumerate(code)
+        if is_exported(cell)
+        and needs_a_show(cell)
+        and not any(shows[number + 1 : number + 1 + SHOWN_WITHIN])
+    ]
+    assert not unshown
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)

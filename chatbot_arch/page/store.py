@@ -7,7 +7,7 @@ __all__ = ['State', 'LOCKED', 'FULL', 'FORBIDDEN', 'ADVICE', 'BUSY_TIMEOUT_S', '
            'TITLE_CHARACTERS', 'storable', 'storable_json', 'StorableText', 'StorableDict', 'Base', 'Turn',
            'Conversation', 'new_id', 'StoreError', 'GoneError', 'find_advice', 'read_url', 'name_database', 'use_wal',
            'make_private_file', 'sqlite_engine', 'postgresql_engine', 'make_schema', 'Database', 'transaction',
-           'Conversations', 'place_turn', 'TurnChanges', 'Store']
+           'Conversations', 'TurnChanges', 'place_turn', 'Store']
 
 # %% ../../nbs/page/store.ipynb #imports
 import os
@@ -368,6 +368,15 @@ class Conversations(Database):
         with transaction(self, writes=True) as session:
             session.execute(deleted)
 
+# %% ../../nbs/page/store.ipynb #turn-changes
+class TurnChanges(TypedDict, total=False):
+    """Name what can change of a turn after it has begun."""
+
+    reply: str
+    state: State
+    facts: dict[str, Any]
+    rating: int | None
+
 # %% ../../nbs/page/store.ipynb #place-turn
 def place_turn(session: orm.Session, turn: Turn, replaces: str | None) -> None:
     """Add a turn at its conversation's end, in place of the last one if it `replaces` that.
@@ -387,15 +396,6 @@ def place_turn(session: orm.Session, turn: Turn, replaces: str | None) -> None:
         session.execute(sa.delete(Turn).where(Turn.id == replaces))
     session.add(turn)
     conversation.draft, conversation.updated_at = "", time.time()
-
-# %% ../../nbs/page/store.ipynb #turn-changes
-class TurnChanges(TypedDict, total=False):
-    """Name what can change of a turn after it has begun."""
-
-    reply: str
-    state: State
-    facts: dict[str, Any]
-    rating: int | None
 
 # %% ../../nbs/page/store.ipynb #store
 TITLE_CHARACTERS = 40
