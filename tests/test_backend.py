@@ -1,5 +1,6 @@
 """The backend's HTTP contract, with the engine that needs no model."""
 
+import asyncio
 import json
 import queue
 import re
@@ -18,6 +19,8 @@ from fastapi.testclient import TestClient
 import chatbot_arch.backend as backend
 import chatbot_arch.engines.local as local
 import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.service.admission as admission
+import chatbot_arch.service.relay as relay
 import chatbot_arch.settings as settings
 
 
@@ -273,3 +276,45 @@ def test_who_waits_in_line_is_told_and_may_leave(crowded: tuple[str, ScriptedEng
     while backend.app.state.queue.free < 1:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_silence_is_broken_by_comments(
+    client: TestClient, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "SILENCE_S", 0.1)
+    scripted.reply_timeout_s = 1
+    text = client.post("/chat/stream", json={"user_input": "/hang"}).text
+    comments, (event, _) = text.count(": ping\n\n"), events(text)[-1]
+    assert (2 <= comments <= 10, event) == (True, "error")
+    scripted.token_s = 0.02  # words come more often than silences would
+    spoken = client.post("/chat/stream", json={"user_input": "/echo " + "word " * 20}).text
+    assert spoken.count("event: token") == 21
+    assert spoken.count(": ping") < comments
+
+
+def test_thread_is_a_bounded_number_of_events_ahead_and_ends_at_a_stop() -> None:
+    made = 0
+
+    def endless() -> relay.Events:
+        nonlocal made
+        yield protocol.Status("")
+        while True:
+            made += 1
+            yield "word"
+
+    async def read_slowly() -> float:
+        stop, sent = admission.RequestStop(), 0
+        relayed = relay.Relay(endless(), stop)
+        relayed.run()
+        await relayed.fits()
+        async for batch in relayed.batches():
+            await asyncio.sleep(0.05)  # while this batch is on its way
+            assert sent < made <= sent + relay.EVENTS_AHEAD
+            sent += len(batch)
+            if sent > 4 * relay.EVENTS_AHEAD:
+                break
+        stopped = time.monotonic()
+        await relayed.end()
+        return time.monotonic() - stopped
+
+    assert asyncio.run(read_slowly()) < 0.4  # it is woken: nothing is looked at now and then

@@ -98,12 +98,13 @@ class Wakeup:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter = self._woken = self._loop.create_future()
 
     def wake(self) -> None:
         """Have the loop look again, if it waits; any thread may call this."""
-        waiter, self._waiter = self._waiter, None
-        if waiter:
+        waiter = self._waiter
+        if waiter is not self._woken:
+            self._woken = waiter
             self._loop.call_soon_threadsafe(resolve, waiter)
 
     async def wait_for(self, condition: Callable[[], object]) -> None:
@@ -162,10 +163,7 @@ class Channel:
 
 # %% ../../nbs/service/relay.ipynb #relay
 class Relay:
-    """A thread that takes events from their source, and an event loop that reads them.
-
-    The thread is at most `EVENTS_AHEAD` ahead of a slow reader, and ends soon after `stop`.
-    """
+    """A thread that takes events from their source, and an event loop that reads them."""
 
     def __init__(self, source: Events, stop: protocol.Stop) -> None:
         self._source, self._stop, self._channel = source, stop, Channel()
