@@ -43,10 +43,11 @@ def app(request: pytest.FixtureRequest) -> Iterator[launch.App]:
 
 
 @contextmanager
-def serve_backend() -> Iterator[str]:
-    """Serve the backend on a free port in a thread of this process; yield its address."""
+def serve_backend(port: int = 0) -> Iterator[str]:
+    """Serve the backend, on a free port by default, in a thread here; yield its address."""
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
         server = uvicorn.Server(uvicorn.Config(backend.app, log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -202,7 +202,7 @@ def test_frontend_loads_no_model_library() -> None:
     assert not loaded & {
         "torch",
         "transformers",
-        "chatbot_arch.engines.protocol",
+        "chatbot_arch.engines.local",
         "chatbot_arch.engines.weights",
     }
 
