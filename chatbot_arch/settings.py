@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['EMBEDDED_MODEL', 'DATA_FOLDER', 'MAX_TURNS', 'MAX_TEXT_CHARS', 'MAX_COUNT', 'MAX_NAME_CHARS', 'Room', 'Url', 'Secret',
            'SECRETIVE', 'ChatbotError', 'SettingsError', 'Address', 'read_address', 'split_list', 'require_parts',
-           'require_room', 'Settings', 'show', 'read_settings', 'run_command']
+           'require_room', 'Settings', 'show', 'read_settings', 'read_once', 'run_command']
 
 # %% ../nbs/ground/settings.ipynb #imports
+import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +143,12 @@ def show(detail: ErrorDetails) -> str:
 
 def read_settings() -> Settings:
     """Read all settings from the environment; raise `SettingsError` naming each bad variable."""
+    return read_once(frozenset(os.environ.items()))
+
+
+@functools.lru_cache(maxsize=1)  # a page asks several times at each of its runs
+def read_once(environment: frozenset[tuple[str, str]]) -> Settings:
+    """Read all settings, and again only when the environment has changed."""
     try:
         return Settings()
     except ValidationError as error:

@@ -109,11 +109,8 @@ def draw_turns(
         if talk and (left_out := talk[-1].facts.get("turns_left_out")) and not writing:
             st.caption(LEFT_OUT.format(turns=left_out))
     keep_lists([turn for turn in said if not writing or turn is not writing.turn])
-    is_elsewhere = not writing and turns.lives_elsewhere(said[-1] if said else None)
-    every_s = turns.TICK_S if writing else turns.LOOK_AGAIN_S if is_elsewhere else None
-    newest = st.fragment(turns.draw_newest, run_every=every_s)
     st.session_state.is_whole_run = True
-    display_conversation(said, lambda: newest(respond, said[-1], writing))
+    display_conversation(said, lambda: turns.draw_newest(respond, said[-1], writing))
 
 # %% ../nbs/02_utils.ipynb #main-page
 def draw_talk(respond: replies.Respond, describe: sidebar.Describe) -> None:

@@ -492,7 +492,7 @@ def test_page_sends_the_first_key_and_says_when_another_is_wanted(
 def test_page_waits_in_the_line_longer_than_for_a_reply(
     serve: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "ANSWER_GRACE_S", 0.6)
+    monkeypatch.setattr(remote, "ANSWER_GRACE_S", 0.6)
     service = serve(max_replies=1, waiting_timeout_s=20)
     leaving = service.speak()
     monkeypatch.setenv("CHATBOT_REPLY_TIMEOUT_S", "0.4")  # the page's: a second for a reply
@@ -641,7 +641,7 @@ def test_question_is_one_trace_from_page_to_backend(monkeypatch: pytest.MonkeyPa
         "import chatbot_arch.page.store as s\n"
         "turn = s.Turn(id='t', conversation_id='c', position=0, question='/echo hi')\n"
         "kept = s.Store('sqlite://'); kept.keep_draft('c', 'me', '/echo hi', {})\n"
-        "w = r.Writing(f.microservice_llm_response, kept, turn); w.run(); print(replies.look(w))\n"
+        "w = r.Writing(f.microservice_llm_response, kept, turn); r.make(w); print(r.look(w))\n"
     )
     with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
         thread = threading.Thread(target=collector.serve_forever)

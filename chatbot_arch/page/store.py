@@ -432,6 +432,7 @@ class Store(Conversations):
     def save_turn(self, turn_id: str, **changes: Unpack[TurnChanges]) -> None:
         """Save what has changed of a turn; raise `GoneError` if it was deleted or replaced."""
         saved = sa.update(Turn).where(Turn.id == turn_id)
+        saved = saved.execution_options(synchronize_session=False)  # nothing is loaded here
         with transaction(self, writes=True) as session:
             alive = {"saved_at": time.time()} if {"reply", "state"} & changes.keys() else {}
             if not session.execute(saved.values(**changes, **alive)).rowcount:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NOT_SAVED', 'UPDATE_S', 'UPDATE_PER_REPLY_S', 'FIRST_WORD_S', 'NEWS_S', 'TICK_S', 'LOOK_AGAIN_S', 'WAITING',
            'LIVES_S', 'STOPPED', 'BROKEN_OFF', 'ENDINGS', 'ENDED_BY', 'MAX_QUESTION_CHARS', 'is_kept', 'ask', 'collect',
-           'unsaved_here', 'merge', 'add_unsaved', 'latest', 'update_s', 'wait_for_news', 'draw_writing',
-           'lives_elsewhere', 'draw_elsewhere', 'rate', 'draw_turn', 'edit_turn', 'draw_newest', 'draw_group',
-           'open_talk', 'join_turns']
+           'unsaved_here', 'merge', 'add_unsaved', 'latest', 'update_s', 'wait_for_first_word', 'wait_for_news',
+           'draw_reply', 'draw_writing', 'lives_elsewhere', 'draw_elsewhere', 'rate', 'draw_question', 'draw_turn',
+           'edit_turn', 'draw_newest', 'draw_group', 'open_talk', 'join_turns']
 
 # %% ../../nbs/page/turns.ipynb #imports
 import time
@@ -118,43 +118,44 @@ def update_s() -> float:
     return min(max(UPDATE_S, UPDATE_PER_REPLY_S * replies.count_under_way()), LOOK_AGAIN_S)
 
 
-def wait_for_news(writing: replies.Writing) -> bool:
-    """Wait until there is something new to draw, for `NEWS_S` at most.
+def wait_for_first_word(writing: replies.Writing) -> None:
+    """Wait a moment for the first word, if this page has not drawn the reply before."""
+    if st.session_state.get("drawn") != writing.turn.id:
+        st.session_state.drawn = writing.turn.id
+        writing.said.wait(0, FIRST_WORD_S)
 
-    Returns whether the fragment runs by itself, and not with the whole page.
+
+def wait_for_news(writing: replies.Writing, seen: int) -> None:
+    """Wait until the next update is due and there were more changes than `seen`.
+
+    For `NEWS_S` at most, in which what was drawn before is sent.
     """
-    state, said, begun = st.session_state, writing.said, time.monotonic()
-    name, seen, drawn_at = state.get("drawn", ("", 0, 0.0))
-    is_alone = name == writing.turn.id and not state.pop("is_whole_run", False)
-    if is_alone:
-        writing.wait(min(drawn_at + update_s() - begun, NEWS_S))
-        seen = said.wait(seen, NEWS_S - (time.monotonic() - begun))
-    elif name != writing.turn.id:
-        seen = said.wait(0, FIRST_WORD_S)
-        state.pop("is_whole_run", None)
-    state.drawn = writing.turn.id, seen, time.monotonic()
-    return is_alone
+    due_s = min(update_s(), NEWS_S)
+    writing.wait(due_s)
+    writing.said.wait(seen, NEWS_S - due_s)
 
 # %% ../../nbs/page/turns.ipynb #draw-writing
 WAITING = "Waiting for the first word ..."
 
 
+def draw_reply(turn_id: str, text: str) -> None:
+    """Draw what there is of a reply."""
+    if text:
+        bubbles.display_message(text, is_user=False, key=turn_id)
+
+
 def draw_writing(writing: replies.Writing) -> None:
-    """Draw a reply under way and the button that stops it; when it has ended, run the page."""
-    is_alone = wait_for_news(writing)
-    view, turn = replies.look(writing), writing.turn
+    """Draw a reply under way, again and again; when it has ended, run the page."""
+    is_alone = not st.session_state.pop("is_whole_run", False)
+    wait_for_first_word(writing)
+    seen, view = writing.said.changes, replies.look(writing)
     if view.done:
         st.rerun()
-    bubbles.display_message(turn.question, is_user=True, key=f"{turn.id}-user")
-    if view.text:
-        bubbles.display_message(view.text, is_user=False, key=turn.id)
-    if view.unsaved:
-        st.warning(bubbles.as_written(view.unsaved))
-    left, right = st.columns([3, 1], vertical_alignment="center")
-    waits_for = view.status or ("Writing ..." if view.text else WAITING)
-    left.caption(bubbles.as_written(waits_for))
-    right.button("⏹ Stop", on_click=writing.stop.set, key=f"{turn.id}-stop", width="stretch")
+    draw_reply(writing.turn.id, view.text)
+    waits_for = view.unsaved or view.status or ("Writing ..." if view.text else WAITING)
+    st.caption(bubbles.as_written(waits_for))
     if is_alone:
+        wait_for_news(writing, seen)
         st.rerun(scope="fragment")
 
 # %% ../../nbs/page/turns.ipynb #draw-elsewhere
@@ -173,8 +174,7 @@ def draw_elsewhere(turn: store.Turn) -> None:
         now = next((each for each in found.turns if each.id == turn.id), None) if found else None
         if not lives_elsewhere(now):
             st.rerun()
-        bubbles.display_message(now.question, is_user=True, key=f"{now.id}-user")
-        bubbles.display_message(now.reply, is_user=False, key=now.id)
+        draw_reply(now.id, now.reply)
         st.caption("Being written by another server ...")
 
 # %% ../../nbs/page/turns.ipynb #draw-turn
@@ -189,11 +189,16 @@ def rate(turn: store.Turn) -> None:
         session.get_store()[0].save_turn(turn.id, rating=st.session_state[f"{turn.id}-rating"])
 
 
+def draw_question(turn: store.Turn) -> None:
+    """Draw what was asked."""
+    bubbles.display_message(turn.question, is_user=True, key=f"{turn.id}-user")
+
+
 def draw_turn(turn: store.Turn) -> None:
     """Draw a turn that has ended: the question, the reply, how it ended, and the thumbs."""
-    bubbles.display_message(turn.question, is_user=True, key=f"{turn.id}-user")
-    if turn.reply:
-        bubbles.display_message(turn.reply, is_user=False, key=turn.id)
+    draw_question(turn)
+    with st.container():  # as deep as in the fragment that drew it growing
+        draw_reply(turn.id, turn.reply)
     key = f"{turn.id}-rating"
     left, right = st.columns([3, 1], vertical_alignment="center")
     left.caption(ENDINGS.get(turn.state) or ENDED_BY.get(turn.facts.get("reason"), ""))
@@ -224,9 +229,12 @@ def draw_newest(
 ) -> None:
     """Draw the newest turn, under way or ended, and what can be done with it."""
     if writing:
-        draw_writing(writing)
+        draw_question(turn)
+        st.fragment(draw_writing, run_every=TICK_S)(writing)
+        st.button("⏹ Stop", on_click=writing.stop.set, key=f"{turn.id}-stop")
     elif lives_elsewhere(turn):
-        draw_elsewhere(turn)
+        draw_question(turn)
+        st.fragment(draw_elsewhere, run_every=LOOK_AGAIN_S)(turn)
     elif st.session_state.editing == turn.id:
         edit_turn(respond, turn)
     else:
@@ -258,8 +266,7 @@ def draw_group(
                 if position == len(turns) - 1:
                     draw_last()
                 else:
-                    with st.container():  # as deep as in a fragment
-                        draw_turn(turns[position])
+                    draw_turn(turns[position])
 
 # %% ../../nbs/page/turns.ipynb #open-talk
 def open_talk() -> tuple[store.Conversation, replies.Writing | None]:
