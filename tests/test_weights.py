@@ -149,5 +149,5 @@ def test_model_without_chat_template_is_a_sentence(tmp_path: Path) -> None:
     for path in embedded.iterdir():
         if path.name != "chat_template.jinja":
             (tmp_path / path.name).symlink_to(path)
-    with pytest.raises(weights.ModelError, match=r"is not a supported chat model. Set CHATBOT"):
+    with pytest.raises(weights.ModelError, match=r"is not a supported chat model\. Set"):
         local.load_engine(settings.Settings(model=str(tmp_path)))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Encode', 'CHARS_PER_TOKEN', 'Count', 'REMEMBERED', 'REMEMBERED_TOKENS', 'encode_prompt', 'text_ids', 'plain_ids',
-           'chat_input_ids', 'end_of_text', 'blenderbot_input_ids', 'longest_token', 'drop_turns', 'block_before',
+           'chat_input_ids', 'end_of_text', 'longest_token', 'blenderbot_input_ids', 'drop_turns', 'block_before',
            'guess_turns_to_drop', 'cut_turns', 'turns_to_drop', 'fit_turns', 'digest', 'remember', 'Windowed']
 
 # %% ../../nbs/engines/prompts.ipynb #imports
@@ -82,7 +82,7 @@ def chat_input_ids(
     control_tokens = [token.content for token in added if token.special]
     return encode_prompt(conversation, control_tokens, render, encode)
 
-# %% ../../nbs/engines/prompts.ipynb #blenderbot-input-ids
+# %% ../../nbs/engines/prompts.ipynb #end-of-text
 def end_of_text(text: str, chars: int) -> str:
     """Return at least the last `chars` characters, from where a word begins."""
     place = text.rfind(" ", 1, max(len(text) - chars, 1))
@@ -92,6 +92,11 @@ def end_of_text(text: str, chars: int) -> str:
             return text[place:]
         place = text.rfind(" ", 1, place)
     return text
+
+# %% ../../nbs/engines/prompts.ipynb #blenderbot-input-ids
+def longest_token(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return how many characters a token covers at most."""
+    return max(map(len, tokenizer.get_vocab()))
 
 
 def blenderbot_input_ids(
@@ -110,18 +115,13 @@ def blenderbot_input_ids(
         text = end_of_text(text, (last_tokens + 1) * longest_token(tokenizer))
     return [*text_ids(tokenizer, text), tokenizer.eos_token_id]
 
-
-def longest_token(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return how many characters a token covers at most."""
-    return max(map(len, tokenizer.get_vocab()))
-
 # %% ../../nbs/engines/prompts.ipynb #drop-turns
 def drop_turns(conversation: list[protocol.Message], turns: int) -> list[protocol.Message]:
     """Return the conversation without its oldest `turns` turns; a system prompt stays."""
     system = [message for message in conversation[:1] if message["role"] == "system"]
     return system + conversation[len(system) + 2 * turns :]
 
-# %% ../../nbs/engines/prompts.ipynb #fit-turns
+# %% ../../nbs/engines/prompts.ipynb #block-before
 CHARS_PER_TOKEN = 4  # about: a wrong guess costs time, never turns
 Count = Callable[[list[protocol.Message]], int]
 
@@ -136,7 +136,7 @@ def block_before(turns: list[protocol.Message], end: int, chars: int) -> int:
         begin -= 2
     return begin
 
-
+# %% ../../nbs/engines/prompts.ipynb #guess-turns-to-drop
 def guess_turns_to_drop(turns: list[protocol.Message], count_tokens: Count, room: int) -> int:
     """Return about how many of the oldest turns to drop; reads from the newest back."""
     question = [protocol.Message(role="user", content="?")]
@@ -156,7 +156,7 @@ def guess_turns_to_drop(turns: list[protocol.Message], count_tokens: Count, room
         room, end = room - tokens, begin
     return 0
 
-# %% ../../nbs/engines/prompts.ipynb #fit-turns-exactly
+# %% ../../nbs/engines/prompts.ipynb #cut-turns
 def cut_turns(
     conversation: list[protocol.Message], count_tokens: Count, room: int
 ) -> tuple[int, int]:
@@ -189,7 +189,7 @@ def turns_to_drop(conversation: list[protocol.Message], count_tokens: Count, roo
     """Return the fewest oldest turns to drop to leave at most `room` tokens; all, if none will."""
     return cut_turns(conversation, count_tokens, room)[0]
 
-
+# %% ../../nbs/engines/prompts.ipynb #fit-turns
 def fit_turns(
     conversation: list[protocol.Message], count_tokens: Count, window: int, reply_tokens: int
 ) -> tuple[list[protocol.Message], int]:
@@ -206,10 +206,7 @@ def fit_turns(
         )
     return drop_turns(conversation, dropped), dropped
 
-# %% ../../nbs/engines/prompts.ipynb #remember
-REMEMBERED, REMEMBERED_TOKENS = 64, 16_384  # conversations, and of how many tokens at most
-
-
+# %% ../../nbs/engines/prompts.ipynb #digest
 def digest(conversation: list[protocol.Message]) -> bytes:
     """Return a few bytes that no two conversations share."""
     found = hashlib.sha256()
@@ -217,6 +214,9 @@ def digest(conversation: list[protocol.Message]) -> bytes:
         content = message["content"].encode(errors="surrogatepass")
         found.update(f"{message['role']} {len(content)} ".encode() + content)
     return found.digest()
+
+# %% ../../nbs/engines/prompts.ipynb #remember
+REMEMBERED, REMEMBERED_TOKENS = 64, 16_384  # conversations, and of how many tokens at most
 
 
 def remember(encode: Encode) -> Encode:
