@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from streamlit.proto.Alert_pb2 import Alert
@@ -77,12 +78,12 @@ class Connection:
     def __init__(self, page_url: str) -> None:
         """Open the page of an address; raise `PageError` if there is none."""
         address, _, self.query = page_url.partition("?")
-        self.received_bytes = 0
-        self._kept = Kept()
+        self.received_bytes, self._kept, self._leaving = 0, Kept(), ExitStack()
         stream = address.rstrip("/").replace("http", "ws", 1) + "/_stcore/stream"
         options = {"max_size": None, "proxy": None, "close_timeout": CLOSE_TIMEOUT_S}
         try:
-            self._socket = connect(stream, subprotocols=["streamlit"], **options)
+            connecting = connect(stream, subprotocols=["streamlit"], **options)
+            self._socket = self._leaving.enter_context(connecting)
         except (OSError, WebSocketException) as error:
             raise PageError(f"No page answers at {page_url}: {error}.") from error
 
@@ -112,7 +113,7 @@ class Connection:
 
     def close(self) -> None:
         """Leave the page."""
-        self._socket.close()
+        self._leaving.close()
 
 # %% ../../nbs/measure/users.ipynb #timers
 FAST_S = 0.5  # a part that is run again as often as this belongs to a reply under way
