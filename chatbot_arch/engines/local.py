@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Report', 'STILL_LOADING', 'explain_load', 'load_with_transformers', 'load_with_llamacpp', 'load_engine', 'Loading',
-           'find_problem', 'close_loaded', 'LocalAnswerer']
+           'find_problem', 'close_loaded', 'system_messages', 'LocalAnswerer']
 
 # %% ../../nbs/engines/local.ipynb #imports
 import atexit
@@ -166,6 +166,13 @@ def close_loaded(loaded: Future[protocol.Engine]) -> None:
     if not loaded.exception():
         loaded.result().close()
 
+
+def system_messages(options: protocol.Options, choice: settings.Settings) -> list[protocol.Message]:
+    """Return what the model is told first: what the options say, or else the settings."""
+    said = options.system_prompt
+    prompt = choice.system_prompt if said is None else said
+    return [protocol.Message(role="system", content=prompt)] if prompt else []
+
 # %% ../../nbs/engines/local.ipynb #local-answerer
 class LocalAnswerer:
     """Answer with an engine of this process; if it `renews`, a failed one is loaded anew."""
@@ -193,9 +200,7 @@ class LocalAnswerer:
         engine = yield from loading.wait(stop)
         if engine is None:
             return protocol.Facts("cancelled")
-        said = options.system_prompt
-        prompt = loading.choice.system_prompt if said is None else said
-        told = [protocol.Message(role="system", content=prompt)] if prompt else []
+        told = system_messages(options, loading.choice)
         return (yield from protocol.answer(engine, told + conversation, options, stop))
 
     def describe(self) -> protocol.Description:

@@ -7,8 +7,8 @@ __all__ = ['Put', 'BUSY_UP_TO_S', 'SHORTEST_PAUSE_S', 'LONGEST_PAUSE_S', 'FACTS'
            'CONNECT_TIMEOUT_S', 'KEEP_CONNECTION_S', 'NO_PROXY', 'LOOPBACK', 'REFUSED_PAUSE_S', 'REFUSED_UP_TO_S',
            'ANSWER_GRACE_S', 'MAX_SENT_CHARS', 'DESCRIBE_TIMEOUT_S', 'DESCRIBED_FOR_S', 'BackendError', 'TryLaterError',
            'Failure', 'explain_answer', 'read_facts', 'Token', 'Waiting', 'read_events', 'read_body', 'read_whole',
-           'trusted', 'open_client', 'ask_once', 'ask_backend', 'turns_too_many', 'body_of', 'Connection', 'Readiness',
-           'SilentError', 'ask_ready', 'RemoteAnswerer']
+           'trusted', 'open_client', 'ask_once', 'ask_backend', 'turns_too_many', 'body_of', 'Connection', 'Connector',
+           'Readiness', 'SilentError', 'ask_ready', 'RemoteAnswerer']
 
 # %% ../../nbs/engines/remote.ipynb #imports
 import asyncio
@@ -323,6 +323,32 @@ class Connection:
         with contextlib.suppress(RuntimeError):  # it is closed already
             self.portal.start_task_soon(self.portal.stop)
 
+# %% ../../nbs/engines/remote.ipynb #connector
+class Connector:
+    """Keep one connection, the one that the settings ask for as they are now."""
+
+    def __init__(self) -> None:
+        self._lock, self._connection = threading.Lock(), None
+
+    def start(self, work: Callable[..., Any], *arguments: object) -> Future[Any]:
+        """Start `work(client, choice, *arguments)`, a coroutine, as a task of the event loop."""
+        choice = settings.read_settings()
+        with self._lock:
+            before: Connection | None = self._connection
+            if before is None or before.choice != choice:
+                self._connection = Connection(choice)
+                if before:
+                    before.close()
+            at = self._connection
+            return at.portal.start_task_soon(work, at.client, choice, *arguments)
+
+    def close(self) -> None:
+        """Close the connection once its tasks have ended; another task opens a new one."""
+        with self._lock:
+            if self._connection:
+                self._connection.close()
+            self._connection = None
+
 # %% ../../nbs/engines/remote.ipynb #ask-ready
 DESCRIBE_TIMEOUT_S, DESCRIBED_FOR_S = 2.0, 2.0
 
@@ -339,12 +365,12 @@ class SilentError(settings.ChatbotError):
     """Say that a backend has no route that describes its model."""
 
 
-async def ask_ready(client: httpx.AsyncClient, url: str) -> protocol.Description:
+async def ask_ready(client: httpx.AsyncClient, choice: settings.Settings) -> protocol.Description:
     """Return which model the backend has; raise `NotReadyError` if it cannot be asked now.
 
     Raises `SilentError` if it never says.
     """
-    status, content = 0, ""
+    url, status, content = choice.backend_url, 0, ""
     try:
         async with asyncio.timeout(DESCRIBE_TIMEOUT_S), client.stream("GET", "/ready") as response:
             status, content = response.status_code, await read_body(response)
@@ -365,17 +391,8 @@ class RemoteAnswerer:
     """Answer by asking the backend that the settings name; it connects at the first question."""
 
     def __init__(self) -> None:
-        self._lock, self._described_at = threading.Lock(), -math.inf
-        self._connection: Connection | None = None
-
-    def connect(self) -> Connection:
-        """Return the connection for the settings as they are now."""
-        choice, before = settings.read_settings(), self._connection
-        if before is None or before.choice != choice:
-            self._connection, self._described_at = Connection(choice), -math.inf
-            if before:
-                before.close()
-        return self._connection
+        self._connector, self._lock = Connector(), threading.Lock()
+        self._described: tuple[settings.Settings, float, Future[protocol.Description]] | None = None
 
     def stream(
         self, conversation: list[protocol.Message], options: protocol.Options, stop: protocol.Stop
@@ -385,17 +402,13 @@ class RemoteAnswerer:
         body, left_out = body_of(conversation, options)
         inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with tracing.span("ask the backend") as headers:
-            with self._lock:
-                at = self.connect()
-                asked = ask_backend, at.client, at.choice, body, headers, inbox.put
-                asking = at.portal.start_task_soon(*asked)
+            asking = self._connector.start(ask_backend, body, headers, inbox.put)
             asking.add_done_callback(inbox.put)
             try:
                 for piece in protocol.receive(inbox, stop, math.inf):
                     if piece is asking:
                         facts = asking.result()
-                        whole = facts.turns_left_out + left_out
-                        return replace(facts, turns_left_out=whole)
+                        return replace(facts, turns_left_out=facts.turns_left_out + left_out)
                     yield piece
             finally:
                 asking.cancel()
@@ -403,18 +416,14 @@ class RemoteAnswerer:
 
     def describe(self) -> protocol.Description:
         """Return which model the backend has; raise as `ask_ready` does."""
+        choice, now = settings.read_settings(), time.monotonic()
         with self._lock:
-            at = self.connect()
-            if time.monotonic() - self._described_at > DESCRIBED_FOR_S:
-                self._described_at = time.monotonic()
-                url = at.choice.backend_url
-                self._described = at.portal.start_task_soon(ask_ready, at.client, url)
-            described = self._described
-        return described.result()
+            known = self._described
+            if known is None or known[0] != choice or now > known[1]:
+                asking = self._connector.start(ask_ready)
+                known = self._described = choice, now + DESCRIBED_FOR_S, asking
+        return known[2].result()
 
     def close(self) -> None:
         """End the connection once its replies have ended."""
-        with self._lock:
-            if self._connection:
-                self._connection.close()
-            self._connection = None
+        self._connector.close()
