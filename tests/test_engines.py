@@ -380,6 +380,16 @@ def test_slots_are_given_in_order_of_arrival() -> None:
     assert [order.get(timeout=1) for _ in range(3)] == [0, 1, 2]
 
 
+def test_request_for_a_slot_is_woken_by_its_stop() -> None:
+    slots, stop = llamacpp.Slots(slots=0, tokens=10), protocol.Stop()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(slots.acquire, 1, stop, time.monotonic() + DEADLINE_S / 2)
+        wait_until(lambda: slots._queue)
+        stop.set()
+        assert waiting.result(DEADLINE_S / 4) is False
+    assert not slots._queue
+
+
 def test_llama_cpps_port_wants_the_key() -> None:
     with closing(load_llamacpp()) as asked:
         address = asked.completions.server.listening_address
