@@ -12,6 +12,8 @@ help:  ## list what make can do
 compare: $(INSTALLED)  ## start both architectures, ask both, print the table, write results/
 	$(BIN)/chatbot-compare
 
+# Two processes compute at once; torch's threads would otherwise wait by keeping a core busy.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/python tests/check_sync.py
 	$(BIN)/ruff check
@@ -20,7 +22,7 @@ test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/chatbot-fetch
 	CHATBOT_ENGINE=llamacpp $(BIN)/chatbot-fetch
 	$(if $(TIMEOUT),timeout 1200) $(BIN)/nbdev_test --skip_file_re '^07_' --n_workers 2
-	$(BIN)/pytest --numprocesses=2 --dist=loadfile --durations=15
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=15
 
 test-more: $(INSTALLED)  ## what needs a package index or other programs, write results/test-more.json
 	$(BIN)/python tests/more.py

@@ -18,11 +18,29 @@ import chatbot_arch.measure.launch as launch
 ARCHITECTURES = ("monolith", "microservices")
 FAKE = {"CHATBOT_ENGINE": "fake"}
 
+# With several processes each takes whole files; what takes longest should not begin last.
+LONGEST_FIRST = (
+    "test_notebooks",
+    "test_engines",
+    "test_conversations",
+    "test_pages",
+    "test_launch",
+    "test_browser",
+    "test_loading",
+    "test_recovery",
+)
+
 # A test decides what it sets; what the shell happens to hold must not.
 for name in [name for name in os.environ if name.startswith("CHATBOT_")]:
     if name not in ("CHATBOT_BROWSER", "CHATBOT_CACHE_DIR"):
         del os.environ[name]
 os.environ["CHATBOT_DATABASE_URL"] = "sqlite://"  # in memory, and none of anybody's own
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first, and leave the order otherwise as it is."""
+    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session")
