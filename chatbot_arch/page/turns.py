@@ -115,7 +115,7 @@ LOOK_AGAIN_S = 1.0  # for a model that is loading or away, or a reply made elsew
 
 def update_s() -> float:
     """Return the seconds between two updates: more, the more replies are under way."""
-    return min(max(UPDATE_S, UPDATE_PER_REPLY_S * replies.count_under_way()), LOOK_AGAIN_S)
+    return min(max(UPDATE_S, UPDATE_PER_REPLY_S * replies.count_under_way()), NEWS_S)
 
 
 def wait_for_first_word(writing: replies.Writing) -> None:
@@ -130,7 +130,7 @@ def wait_for_news(writing: replies.Writing, seen: int) -> None:
 
     For `NEWS_S` at most, in which what was drawn before is sent.
     """
-    due_s = min(update_s(), NEWS_S)
+    due_s = update_s()
     writing.wait(due_s)
     writing.said.wait(seen, NEWS_S - due_s)
 
