@@ -112,10 +112,13 @@ def test_long_conversation_sends_no_more_than_a_short_one(
         kept.close()
         with run_app(architecture, folder) as app:
             address = f"{app.page_url}?conversation={talk.id}"
+            counts = []
             with users.PageUser(address) as user:
-                before = user.page.received_bytes
-                user.ask("/echo hello")
-                sent[length] = user.page.received_bytes - before
+                for _ in range(3):  # on a busy machine a reply is looked at more often
+                    before = user.page.received_bytes
+                    user.ask("/echo hello")
+                    counts.append(user.page.received_bytes - before)
+            sent[length] = min(counts)
     # Two whole runs and a few looks, which draw the latest turns only, however many there are.
     assert sent[200] < 1.2 * sent[10]
     assert sent[200] < 200 * 500
