@@ -165,7 +165,7 @@ def watch(page: Connection, timeout_s: float) -> Iterator[ForwardMsg]:
     Runs again what wants to be run again. Raises `PageError` after `timeout_s`.
     """
     heard, deadline = time.monotonic(), time.monotonic() + timeout_s
-    timers, started, finished, silence_s = Timers(), False, False, 0.0
+    timers, started, finished, is_part, silence_s = Timers(), False, False, False, 0.0
     while (now := time.monotonic()) < deadline:
         for part in timers.due(now):
             page.send(ClientState(fragment_id=part, is_auto_rerun=True))
@@ -181,8 +181,11 @@ def watch(page: Connection, timeout_s: float) -> Iterator[ForwardMsg]:
         if not started:
             continue  # left over from a run before
         timers.note(message, heard)
-        if kind in ("new_session", "script_finished"):
-            finished = kind == "script_finished" and message.script_finished != RERUN_FOLLOWS
+        if kind == "new_session":
+            finished, is_part = False, bool(message.metadata.run.fragment_ids)
+        elif kind == "script_finished":  # a late part may end early, and nothing follows
+            finished = is_part or message.script_finished != RERUN_FOLLOWS
+            silence_s = SILENCE_S if is_part else silence_s
         yield message
     raise PageError("The page was not done in time.")
 
