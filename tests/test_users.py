@@ -141,5 +141,5 @@ def test_question_without_a_reply_is_an_error_at_once() -> None:
 
 def test_late_part_that_ends_early_is_waited_for_no_longer() -> None:
     early = end(ForwardMsg.FINISHED_EARLY_FOR_RERUN)
-    page = ScriptedPage(begin(), again(), end(), begin(), end(), begin("reply"), early)
+    page = ScriptedPage(begin(), again(), end(), None, begin(), end(), begin("reply"), early)
     assert len(list(users.watch(page, timeout_s=30))) == 7
