@@ -29,7 +29,7 @@ def explain_load(choice: settings.Settings, error: Exception) -> str:
         place = choice.cache_dir / weights.FOLDER_FOR[choice.engine]
     if not place.exists() and isinstance(error, OSError):
         return (
-            f"{name} is no folder here, and the model hub did not give it. Check the name, the "
+            f"{name} is not a folder here, and the model hub did not give it. Check the name, the "
             "network and, for a private model, HF_TOKEN; or unset CHATBOT_MODEL."
         )
     remedy = (

@@ -60,7 +60,7 @@ class Failure(BaseModel):
 
 
 def explain_answer(status: int, headers: Mapping[str, str], url: str, content: str) -> BackendError:
-    """Return the error for an answer that is no reply."""
+    """Return the error for an answer that does not have the form of a reply."""
     try:
         detail = Failure.model_validate_json(content).detail
     except ValueError:
