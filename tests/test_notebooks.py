@@ -82,6 +82,16 @@ def test_notebook_is_ordered_for_a_reader(path: Path) -> None:
     assert "cccc" not in kinds, "never more than three code cells in a row"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_cell_that_exports_does_nothing_else(path: Path) -> None:
+    skipped = [
+        cell.source for cell in nbformat.read(path, 4).cells if "nbdev_export(" in cell.source
+    ]  # by `nbdev_test`, whole
+    assert skipped == ["#| hide\nimport nbdev\n\nnbdev.nbdev_export()"] * bool(
+        exported_module(path)
+    )
+
+
 def is_exported(cell: nbformat.NotebookNode) -> bool:
     """Return whether a code cell becomes a part of a module."""
     return bool(re.match(r"#\|\s*export\b", cell.source))
