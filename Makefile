@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TIMEOUT := $(shell command -v timeout)
 
-.PHONY: help compare test test-more bench-engines bench-backend lab monolith microservices outputs clean
+.PHONY: help compare test test-more bench-engines bench-backend bench-pages lab monolith microservices outputs clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ bench-engines: $(INSTALLED)  ## measure the engines beside their peers, write re
 bench-backend: $(INSTALLED)  ## measure the backend under load, write results/backend.json
 	$(BIN)/chatbot-fetch
 	$(BIN)/chatbot-bench-backend
+
+bench-pages: $(INSTALLED)  ## measure many pages at once, write results/pages.json
+	$(BIN)/chatbot-bench-pages
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb

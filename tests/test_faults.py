@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -1098,7 +1098,7 @@ class LavishEngine(protocol.FakeEngine):
 
     def stream(
         self, conversation: list, options: protocol.Options, stop: threading.Event
-    ) -> Generator[str, None, protocol.Finish]:
+    ) -> protocol.Pieces:
         if conversation[-1]["content"] != "much":
             return (yield from super().stream(conversation, options, stop))
         try:
@@ -1107,7 +1107,7 @@ class LavishEngine(protocol.FakeEngine):
                     break
                 self.said += 1
                 yield "much" * 1_000
-            return protocol.Finish("stop", 1, self.said)
+            return protocol.Facts("stop", prompt_tokens=1, reply_tokens=self.said)
         finally:
             self.ended.set()
 

@@ -97,6 +97,7 @@ MAY_IMPORT = {
     "measure.users": set(),
     "measure.compare": {"measure.launch", "measure.users", "engines.weights"},
     "measure.bench_backend": {"engines.protocol", "measure.launch", "measure.compare"},
+    "measure.bench_pages": {"measure.launch", "measure.users", "measure.compare"},
     "measure.bench_engines": {
         "engines.protocol",
         "engines.prompts",

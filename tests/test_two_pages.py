@@ -167,6 +167,9 @@ def test_remote_goes_on_after_its_backend_was_restarted(monkeypatch: pytest.Monk
         monkeypatch.setenv("CHATBOT_BACKEND_URL", url)
         wait_until(lambda: is_ready(made))
         assert ask(made, "/echo hello", protocol.Stop()) == ("hello", "stop")
+    with pytest.raises(remote.BackendError):
+        ask(made, "/echo are you there?", protocol.Stop())
+    assert not is_ready(made), "what it said of itself is no longer believed"
     port = int(url.rpartition(":")[2])
     with serve_backend(port):
         wait_until(lambda: is_ready(made))

@@ -410,6 +410,9 @@ class RemoteAnswerer:
                         facts = asking.result()
                         return replace(facts, turns_left_out=facts.turns_left_out + left_out)
                     yield piece
+            except settings.ChatbotError:
+                self._described = None  # it may no longer be what it was
+                raise
             finally:
                 asking.cancel()
         return protocol.Facts("cancelled")

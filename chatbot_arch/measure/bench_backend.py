@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['TOKEN', 'THE_END', 'USERS', 'WORDS', 'PACES_S', 'QUESTION', 'SETTLE_S', 'REPLY_TOKENS', 'HEROES', 'QUESTIONS',
            'RUBBISH', 'JSON', 'KINDS', 'PAUSE_S', 'LONGEST_SETTLE_S', 'CLIENTS', 'SECONDS', 'EXACT', 'LoadError',
-           'serve', 'Asked', 'ask_engine', 'request_of', 'ask_backend', 'Layer', 'process_cpu_s', 'run_round',
-           'measure_layer', 'tabulate_layer', 'Truth', 'body_of', 'read_reply', 'Tally', 'vanish', 'Client',
-           'watch_health', 'watch_memory', 'gauge', 'settle', 'share', 'find_truths', 'let_loose', 'measure_crowd',
+           'serve', 'Asked', 'ask_engine', 'request_of', 'ask_backend', 'Layer', 'run_round', 'measure_layer',
+           'tabulate_layer', 'Truth', 'body_of', 'read_reply', 'Tally', 'vanish', 'Client', 'watch_health',
+           'watch_memory', 'gauge', 'settle', 'share', 'find_truths', 'let_loose', 'measure_crowd',
            'require_no_failure', 'bench', 'main']
 
 # %% ../../nbs/measure/bench_backend.ipynb #imports
 import argparse
 import collections
 import contextlib
-import functools
 import http.client
 import json
 import math
@@ -118,12 +117,6 @@ class Layer:
     cpu_us: float = math.nan  # results of before had none
 
 
-def process_cpu_s(server: launch.Server) -> float:
-    """Return the seconds that a server's processes have kept a core busy, to a hundredth."""
-    times = [process.cpu_times() for process in server.processes()]
-    return sum(each.user + each.system for each in times)
-
-
 def run_round(way: str, token_s: float, ask: Sequence[Any], cpu_s: Callable[[], float]) -> Layer:
     """Let every user ask once, at the same time; `ask` holds a function for each."""
     used, started = cpu_s(), time.perf_counter()
@@ -147,11 +140,10 @@ def measure_layer(rounds: int, paces_s: Sequence[float] = PACES_S) -> list[Layer
             place = (launch.HOST, urlsplit(server.url).port)
             open_ones = [socket.create_connection(place, timeout=60) for _ in range(USERS)]
             served = [lambda each=each: ask_backend(each, QUESTION) for each in open_ones]
-            backend_cpu_s = functools.partial(process_cpu_s, server)
             for number in range(rounds + 1):
                 pair = [
                     run_round("direct", token_s, direct, time.process_time),
-                    run_round("HTTP", token_s, served, backend_cpu_s),
+                    run_round("HTTP", token_s, served, server.cpu_s),
                 ]
                 found += pair if number else []
             for each in open_ones:
@@ -333,7 +325,7 @@ def watch_memory(server: launch.Server, stop: threading.Event) -> list[float]:
     """Return the backend's memory in MB, each second until `stop` is set."""
     found = []
     while not stop.wait(1):
-        found.append(sum(map(launch.process_memory_mb, server.processes())))
+        found.append(server.memory_mb())
     return found
 
 # %% ../../nbs/measure/bench_backend.ipynb #settle

@@ -76,6 +76,15 @@ class Server:
             return []  # the session has ended, and its number is another process's
         return find_session(number)
 
+    def memory_mb(self) -> float:
+        """Return the memory of its processes in MB: proportional set size where there is one."""
+        return sum(map(process_memory_mb, self.processes()))
+
+    def cpu_s(self) -> float:
+        """Return the seconds that its processes have kept a core busy, to a hundredth."""
+        times = [process.cpu_times() for process in self.processes()]
+        return sum(each.user + each.system for each in times)
+
 # %% ../../nbs/measure/launch.ipynb #start-server
 def start_server(
     name: str,
@@ -193,9 +202,6 @@ def process_memory_mb(process: psutil.Process) -> float:
     return getattr(memory, "pss", memory.uss) / 1e6
 
 # %% ../../nbs/measure/launch.ipynb #app
-Architecture = Literal["monolith", "microservices"]
-
-
 @dataclass
 class App:
     """A running architecture: its servers, and the address of its page."""
@@ -217,8 +223,11 @@ class App:
 
     def memory_mb(self) -> float:
         """Return the memory of all servers in MB: proportional set size where there is one."""
-        processes = (process for server in self.servers for process in server.processes())
-        return sum(map(process_memory_mb, processes))
+        return sum(server.memory_mb() for server in self.servers)
+
+    def cpu_s(self) -> float:
+        """Return the seconds that all servers have kept a core busy, to a hundredth."""
+        return sum(server.cpu_s() for server in self.servers)
 
     def stop(self) -> None:
         """End the backend once its replies have ended, then the page; twice does nothing.
@@ -240,6 +249,7 @@ class App:
         self.stop()
 
 # %% ../../nbs/measure/launch.ipynb #commands
+Architecture = Literal["monolith", "microservices"]
 PACKAGE = Path(chatbot_arch.__file__).parent
 PAGES = {"monolith": "monolith.py", "microservices": "frontend.py"}
 
