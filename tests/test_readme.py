@@ -9,6 +9,7 @@ import pytest
 
 import chatbot_arch.measure.bench_backend as bench_backend
 import chatbot_arch.measure.bench_engines as bench_engines
+import chatbot_arch.measure.bench_pages as bench_pages
 import chatbot_arch.measure.compare as compare
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +78,30 @@ def test_page_of_the_backend_shows_the_committed_load() -> None:
     ):
         assert sentence in said
     assert crowd["replies in flight at the end"] == 0
+
+
+def test_page_of_the_pages_shows_the_committed_rounds() -> None:
+    page = (ROOT / "docs" / "pages.md").read_text(encoding="utf-8")
+    results = committed_results("pages")
+    rounds = [bench_pages.Round(**each) for each in results["rounds"]]
+    table = bench_pages.tabulate(rounds)
+    for row in table.to_markdown(index=False).splitlines():
+        assert row in page
+    for fact in (results["date"], results["command"]):
+        assert fact in page
+    reply, cpu = (ratios_of(rounds, name) for name in ("reply_s", "cpu_s"))
+    assert min(cpu) > 1, "more processor time in every round"
+    assert 1 / 1.03 < min(reply) < max(reply) < 1.03, "as long, within 3 %"
+    assert min(ratios_of(rounds, "first_s")) < 1, "do not quite tell"
+
+
+def ratios_of(rounds: list[bench_pages.Round], name: str) -> list[float]:
+    """Return a measure's ratios, microservices to monolith, within each round."""
+    monolith, microservices = (
+        [getattr(each, name) for each in rounds if each.architecture == architecture]
+        for architecture in ("monolith", "microservices")
+    )
+    return [after / before for before, after in zip(monolith, microservices, strict=True)]
 
 
 @pytest.mark.parametrize(
