@@ -450,7 +450,7 @@ def bench(rounds: int, folder: Path) -> None:
         "crowd": crowd,
     }
     path = folder / "backend.json"
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    compare.write_json(content, path)
     print("\nWritten:", path)
 
 

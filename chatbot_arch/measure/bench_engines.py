@@ -676,7 +676,7 @@ def write_results(
         **details,
         "loads": [asdict(load) for load in loads],
     }
-    paths[0].write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    compare.write_json(content, paths[0])
     draw_loads(loads).savefig(paths[1], dpi=120, metadata={"Software": None})
     return paths
 

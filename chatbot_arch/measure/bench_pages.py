@@ -8,7 +8,6 @@ __all__ = ['PAGES', 'WORDS', 'TOKEN_S', 'QUESTION', 'SETTLE_S', 'MEASURES', 'Rou
 
 # %% ../../nbs/measure/bench_pages.ipynb #imports
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -30,7 +29,7 @@ import chatbot_arch.settings as settings
 # %% ../../nbs/measure/bench_pages.ipynb #round
 @dataclass(frozen=True)
 class Round:
-    """What pages showed that asked at the same moment; all times in seconds."""
+    """One round of pages that ask at the same moment; all times in seconds."""
 
     architecture: str
     pages: int
@@ -106,15 +105,7 @@ def tabulate(rounds: Sequence[Round]) -> pd.DataFrame:
     of = {name: group.reset_index() for name, group in frame.groupby("architecture")}
     for label, (name, digits) in MEASURES.items():
         monolith, microservices = (of[each][name] for each in compare.ARCHITECTURES)
-        rows.append(
-            {
-                "measure": label,
-                "monolith": compare.spread(monolith, digits),
-                "microservices": compare.spread(microservices, digits),
-                "ratio": compare.spread(microservices / monolith, 2),
-                "n": len(monolith),
-            }
-        )
+        rows.append(compare.to_row(label, monolith, microservices, digits))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/measure/bench_pages.ipynb #main
@@ -147,7 +138,7 @@ def bench(rounds: int, pages: int, folder: Path) -> None:
         "rounds": [asdict(each) for each in found],
     }
     path = folder / "pages.json"
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    compare.write_json(content, path)
     print("Written:", path)
 
 

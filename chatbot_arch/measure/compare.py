@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'QUESTIONS', 'MEASURES', 'PACKAGES', 'COLORS', 'PAGE', 'REPLY_TOKENS', 'start', 'ask_dtype',
-           'CompareError', 'Visit', 'visit', 'run', 'values_of', 'spread', 'summarize', 'compare_replies',
-           'describe_machine', 'describe_versions', 'draw', 'Results', 'make_folder', 'to_html', 'write_results',
-           'main', 'compare']
+           'CompareError', 'Visit', 'visit', 'run', 'values_of', 'spread', 'to_row', 'summarize', 'compare_replies',
+           'describe_machine', 'describe_versions', 'draw', 'Results', 'make_folder', 'write_json', 'to_html',
+           'write_results', 'main', 'compare']
 
 # %% ../../nbs/measure/compare.ipynb #imports
 import argparse
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 import pandas as pd
@@ -154,20 +155,25 @@ def spread(values: pd.Series, digits: int) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
+def to_row(
+    label: str, monolith: pd.Series, microservices: pd.Series, digits: int
+) -> dict[str, str | int]:
+    """Return one measure as a row: both architectures, their ratio pair by pair, and n."""
+    return {
+        "measure": label,
+        "monolith": spread(monolith, digits),
+        "microservices": spread(microservices, digits),
+        "ratio": spread(microservices / monolith, 2),
+        "n": len(monolith),
+    }
+
+
 def summarize(visits: Sequence[Visit]) -> pd.DataFrame:
     """Return the table: a row per measure; per architecture and for their ratio, n and spread."""
     rows = []
     for label, (name, digits) in MEASURES.items():
         monolith, microservices = (values_of(visits, each, name) for each in ARCHITECTURES)
-        rows.append(
-            {
-                "measure": label,
-                "monolith": spread(monolith, digits),
-                "microservices": spread(microservices, digits),
-                "ratio": spread(microservices / monolith, 2),
-                "n": len(monolith),
-            }
-        )
+        rows.append(to_row(label, monolith, microservices, digits))
         if name == "reply_s":
             p95 = {"measure": "reply time p95, s", "ratio": "", "n": len(monolith)}
             p95["monolith"], p95["microservices"] = (
@@ -255,6 +261,11 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         raise CompareError(f"{folder} is no place to write results to: {error}.") from error
 
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Write results so that a person can read them, too."""
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
 # %% ../../nbs/measure/compare.ipynb #page
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -296,7 +307,7 @@ def write_results(results: Results, folder: Path) -> list[Path]:
     paths = [folder / f"compare.{suffix}" for suffix in ("json", "png", "html")]
     content = {**asdict(results), "same_replies": compare_replies(results.visits)}
     content["table"] = summarize(results.visits).reset_index().to_dict("records")
-    paths[0].write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(content, paths[0])
     draw(results.visits).savefig(paths[1], dpi=120, metadata={"Software": None})
     paths[2].write_text(to_html(results), encoding="utf-8")
     return paths
