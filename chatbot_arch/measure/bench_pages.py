@@ -119,6 +119,7 @@ def bench(rounds: int, pages: int, folder: Path) -> None:
         raise PagesError("--rounds must be even and at least 2, --pages at least 1.")
     compare.make_folder(folder)
     environment = {"CHATBOT_ENGINE": "fake", "CHATBOT_FAKE_TOKEN_S": str(TOKEN_S)}
+    environment["CHATBOT_MAX_REPLIES"] = str(pages)  # a queue is not what is measured
     try:
         found = measure(rounds, pages, environment)
     except users.PageError as error:
