@@ -1,7 +1,8 @@
 """Check that chatbot_arch/ is what nbs/ exports, and that the notebooks are clean.
 
-Each module has one notebook, and each exporting notebook one module. Exports and cleans, and
-fails if that changed, added or removed any file.
+Each module has one notebook, and each exporting notebook one module. The article's files are what
+the `%%writefile` cells of their notebook hold. Exports and cleans, and fails if that changed,
+added or removed any file.
 """
 
 import ast
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 GENERATED = ("nbs", "chatbot_arch")
 BIN = Path(sys.executable).parent
 NO_NOTEBOOK = ("__init__", "_modidx")
+ARTICLE = ROOT / "chatbot_arch" / "measure" / "article"
 
 
 def list_files(*folders: str) -> list[Path]:
@@ -50,7 +52,7 @@ def find_strays() -> list[str]:
     modules = {
         path.relative_to(ROOT / "chatbot_arch").with_suffix("").as_posix()
         for path in list_files("chatbot_arch")
-        if path.suffix == ".py" and path.stem not in NO_NOTEBOOK
+        if path.suffix == ".py" and path.stem not in NO_NOTEBOOK and path.parent != ARTICLE
     }
     indexed = index_modules(ROOT / "chatbot_arch" / "_modidx.py")
     return [
@@ -61,6 +63,31 @@ def find_strays() -> list[str]:
             f"{count} notebooks export to {name}.py"
             for name, count in exported.items()
             if count > 1
+        ),
+    ]
+
+
+def read_written_files(notebook: Path) -> dict[Path, str]:
+    """Return the files that a notebook's `%%writefile` cells write, with their text."""
+    written = {}
+    for cell in json.loads(notebook.read_text())["cells"]:
+        if found := re.match(r"%%writefile (\S+)\n(.*)", "".join(cell["source"]), re.DOTALL):
+            written[(notebook.parent / found[1]).resolve()] = f"{found[2].rstrip()}\n"
+    return written
+
+
+def find_stale_files() -> list[str]:
+    """Return what is wrong with the files that cells write, the article's above all."""
+    notebooks = [path for path in list_files("nbs") if path.suffix == ".ipynb"]
+    written = {path: text for each in notebooks for path, text in read_written_files(each).items()}
+    there = {path for path in list_files("chatbot_arch") if path.parent == ARTICLE}
+    article = {path for path in there if path.suffix == ".py" and path.stem not in NO_NOTEBOOK}
+    return [
+        *(f"{path.name} has no cell that writes it" for path in sorted(article - written.keys())),
+        *(
+            f"{path.name} is not what its cell writes"
+            for path, text in written.items()
+            if not path.is_file() or path.read_text() != text
         ),
     ]
 
@@ -87,6 +114,8 @@ def main() -> None:
         )
     if strays := find_strays():
         sys.exit(f"Notebooks and modules do not pair: {'; '.join(strays)}.")
+    if stale := find_stale_files():
+        sys.exit(f"Run nbs/01_article.ipynb, then commit: {'; '.join(stale)}.")
     print(f"In sync: {len(after)} files.")
 
 
