@@ -269,6 +269,15 @@ class PageUser:
     def __exit__(self, *error: object) -> None:
         self.page.close()
 
+    @property
+    def address(self) -> str:
+        """Return the page's address as it is now, which names the conversation."""
+        return f"{self.page_url.partition('?')[0]}?{self.page.query}"
+
+    def count_messages(self) -> int:
+        """Return how many messages the page has drawn, questions and replies together."""
+        return len(self._seen)
+
     def ask(self, question: str) -> Answer:
         """Ask, and return the reply once the page rests; raise `PageError` if it shows none."""
         until, reading = time.monotonic() + self.timeout_s, Reading(self._seen)
