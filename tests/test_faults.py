@@ -359,6 +359,24 @@ def test_backend_that_starts_meanwhile_is_asked_again(
     assert chat.saved() == [("hello", "Here.", "done")]
 
 
+@pytest.mark.parametrize("end", [close, reset])
+def test_connection_that_ends_unanswered_is_tried_again(
+    chat: Chat, end: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "REFUSED_UP_TO_S", DEADLINE_S)
+    with serve(end, end, stream(token("Here."), DONE)) as stub:
+        view = chat.ask(stub.url)
+    assert (view.error, chat.saved()) == ("", [("hello", "Here.", "done")])
+
+
+def test_connection_that_always_ends_unanswered_is_a_sentence(chat: Chat) -> None:
+    with serve(close) as stub:
+        view = chat.ask(stub.url)
+    assert view.error == remote.CLOSED.format(url=stub.url)
+    assert len(stub.asked) >= 2
+    assert (view.text, chat.saved()) == ("", [])
+
+
 @LINUX
 def test_address_that_takes_no_connection_is_a_sentence_after_three_seconds(chat: Chat) -> None:
     with full_port() as url:
