@@ -113,6 +113,8 @@ def run(
 ) -> list[Visit]:
     """Visit both architectures in turn, `rounds` times each, after one visit to warm up.
 
+    Every second round begins with the other one.
+
     The dtype of the first one's weights is what all are given.
     """
     print("warming up ...", flush=True)
@@ -121,7 +123,7 @@ def run(
         environment = environment | {"CHATBOT_DTYPE": dtype}
     visits = []
     for number in range(rounds):
-        for architecture in ARCHITECTURES:
+        for architecture in ARCHITECTURES[:: 1 if number % 2 == 0 else -1]:
             done = visit(architecture, questions, environment)
             print(
                 f"round {number + 1} of {rounds}, {architecture}: page after {done.page_s:.1f} s, "
