@@ -135,7 +135,7 @@ def draw_talk(respond: replies.Respond, describe: sidebar.Describe) -> None:
 def chat_page(title: str, respond: replies.Respond, describe: sidebar.Describe) -> None:
     """Draw the whole page and answer through `respond`; a `ChatbotError` becomes a sentence."""
     st.set_page_config(page_title=title, page_icon="💬")
-    st.title(title)
+    st.title(title, anchor=False)
     try:
         draw_talk(respond, describe)
     except settings.ChatbotError as error:

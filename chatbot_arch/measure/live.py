@@ -21,7 +21,7 @@ FRAME = (
 )
 
 
-def frame_pages(apps: Sequence[launch.App], height: int = 520) -> str:
+def frame_pages(apps: Sequence[launch.App], height: int = 640) -> str:
     """Return HTML that shows the apps' pages side by side, `height` pixels high."""
     frames = [
         FRAME.format(url=html.escape(app.page_url), name=app.architecture, height=height)
@@ -46,7 +46,7 @@ class Live:
         return [server.name for server in servers if server.processes()]
 
 
-def show(*apps: launch.App, height: int = 520) -> Live:
+def show(*apps: launch.App, height: int = 640) -> Live:
     """Wait until the apps are ready, and show their pages side by side.
 
     If one does not become ready, stop all and raise `LaunchError`.
