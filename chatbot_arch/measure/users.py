@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLOSE_TIMEOUT_S', 'FAST_S', 'RERUN_FOLLOWS', 'SILENCE_S', 'PageError', 'Bubble', 'read_bubble', 'read_complaint',
-           'Kept', 'Connection', 'Timers', 'watch', 'drawn', 'Answer', 'Reading', 'PageUser']
+           'Kept', 'Connection', 'Timers', 'watch', 'drawn', 'Answer', 'Reading', 'read_page', 'PageUser']
 
 # %% ../../nbs/measure/users.ipynb #imports
 import json
@@ -239,6 +239,18 @@ class Reading:
         """Return whether the page has drawn the question, or why it does not answer."""
         return bool(self.keys or self.complaint)
 
+# %% ../../nbs/measure/users.ipynb #read-page
+def read_page(page: Connection, timeout_s: float) -> tuple[str, set[str]]:
+    """Run a page's script; return the id of its box, empty if it has none, and its bubbles' keys."""
+    box_id, keys = "", set()
+    page.send(ClientState())
+    for message in watch(page, timeout_s):
+        if drawn(message).WhichOneof("type") == "chat_input":
+            box_id = drawn(message).chat_input.id
+        if bubble := read_bubble(drawn(message)):
+            keys.add(bubble.key)
+    return box_id, keys
+
 # %% ../../nbs/measure/users.ipynb #page-user
 class PageUser:
     """One user with one open page, which draws bubbles; use as a context manager."""
@@ -253,12 +265,7 @@ class PageUser:
         """Open the page; raise `PageError` if there is none or it has no box to ask in."""
         self.page = Connection(self.page_url)
         try:
-            self.page.send(ClientState())
-            for message in watch(self.page, self.timeout_s):
-                if drawn(message).WhichOneof("type") == "chat_input":
-                    self._box_id = drawn(message).chat_input.id
-                if bubble := read_bubble(drawn(message)):
-                    self._seen.add(bubble.key)
+            self._box_id, self._seen = read_page(self.page, self.timeout_s)
             if not self._box_id:
                 raise PageError(f"The page at {self.page_url} has no box to ask in.")
         except BaseException:
