@@ -241,7 +241,7 @@ class Reading:
 
 # %% ../../nbs/measure/users.ipynb #read-page
 def read_page(page: Connection, timeout_s: float) -> tuple[str, set[str]]:
-    """Run a page's script; return the id of its box, empty if it has none, and its bubbles' keys."""
+    """Run a page's script; return its box's id, empty if there is none, and its bubbles' keys."""
     box_id, keys = "", set()
     page.send(ClientState())
     for message in watch(page, timeout_s):
@@ -256,10 +256,8 @@ class PageUser:
     """One user with one open page, which draws bubbles; use as a context manager."""
 
     def __init__(self, page_url: str, timeout_s: float = 120) -> None:
-        self.page_url = page_url
-        self.timeout_s = timeout_s
-        self._seen: set[str] = set()
-        self._box_id = ""
+        self.page_url, self.timeout_s = page_url, timeout_s
+        self._box_id, self._seen = "", set[str]()
 
     def __enter__(self) -> "PageUser":
         """Open the page; raise `PageError` if there is none or it has no box to ask in."""
