@@ -36,7 +36,7 @@ import chatbot_arch.settings as settings
 def start(
     architecture: launch.Architecture, folder: str, environment: dict[str, str]
 ) -> launch.App:
-    """Start an architecture that keeps its conversations in `folder`, not among anybody's own."""
+    """Start an architecture that keeps its conversations in `folder`, not among yours."""
     database = {"CHATBOT_DATABASE_URL": f"sqlite:///{folder}/chats.db"}
     return launch.start(architecture, database | environment)
 
@@ -52,7 +52,7 @@ class CompareError(settings.ChatbotError):
 
 @dataclass(frozen=True)
 class Visit:
-    """What one life of an architecture showed; times in seconds, memory in MB."""
+    """What one start of an architecture showed; times in seconds, memory in MB."""
 
     architecture: str
     page_s: float  # from start to a page with a box to ask in
@@ -261,11 +261,13 @@ def make_folder(folder: Path) -> None:
         (folder / ".writable").touch()
         (folder / ".writable").unlink()
     except OSError as error:
-        raise CompareError(f"{folder} is no place to write results to: {error}.") from error
+        raise CompareError(
+            f"Results cannot be written to {folder}: {error}. Choose another folder with --results."
+        ) from error
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    """Write results so that a person can read them, too."""
+    """Write results as indented JSON."""
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 # %% ../../nbs/measure/compare.ipynb #page

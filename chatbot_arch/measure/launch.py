@@ -73,7 +73,7 @@ class Server:
 
     def processes(self) -> list[psutil.Process]:
         """Return the server's processes that are alive; the guard is never among them."""
-        number = self.process.pid  # nobody else gets it while its session lives
+        number = self.process.pid  # not given again while its session lives
         if self.process.poll() is not None and psutil.pid_exists(number):
             return []  # the session has ended, and its number is another process's
         return find_session(number)
@@ -174,7 +174,7 @@ def is_ready(server: Server) -> bool:
     """Ask the server's ready address once; no connection and any error status mean no."""
     try:
         with requests.Session() as session:
-            session.trust_env = False  # a proxy has no business between us and loopback
+            session.trust_env = False  # no proxy for loopback
             return session.get(server.ready_url, timeout=2).ok
     except requests.RequestException:
         return False
