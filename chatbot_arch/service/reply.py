@@ -23,7 +23,7 @@ import chatbot_arch.service.telemetry as telemetry
 import chatbot_arch.settings as settings
 
 # %% ../../nbs/service/reply.ipynb #lease
-READING_GRACE_S = 10  # for a client to read what its reply ended with
+READING_GRACE_S = 10  # for a client to read how its reply ended
 
 
 class Lease:
