@@ -394,7 +394,7 @@ def test_reader_that_reads_no_more_loses_its_place_and_its_request_ends(
 
 
 class FailingEngine(protocol.FakeEngine):
-    """Fail in a way that nobody foresaw, after some words."""
+    """Fail unexpectedly, after some words."""
 
     after = 0
     fits = True

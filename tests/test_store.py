@@ -582,7 +582,7 @@ def test_a_password_with_signs_that_urls_know_is_not_shown(url: str) -> None:
 def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
     (tmp_path / "note").write_text("Dear diary. " * 1000)
     for name, sentence in (
-        ("note", "is no database"),
+        ("note", "is not an SQLite database"),
         ("", "cannot be opened"),  # a folder
         ("note/chats.sqlite", "has no folder, and it cannot be made: "),
     ):

@@ -29,7 +29,7 @@ class Said:
         self.started, self.first_s = time.monotonic(), 0.0  # seconds to the first words
 
     def change(self) -> None:
-        """Wake all who wait."""
+        """Wake all waiting threads."""
         with self.changed:
             self.changes += 1
             self.changed.notify_all()
@@ -57,7 +57,7 @@ class Said:
 
 # %% ../../nbs/page/replies.ipynb #save-changes
 HEARTBEAT_S = 1.0  # how often an unchanged reply is saved, to show that it is alive
-UNEXPECTED_UNSAVED = "Saving it failed in a way that nobody foresaw; the server's log says how."
+UNEXPECTED_UNSAVED = "Saving it failed unexpectedly; the server's log says why."
 
 
 def save_changes(kept: store.Store, turn: store.Turn) -> bool:
@@ -146,7 +146,7 @@ class Writing:
         return self._done.wait(timeout_s)
 
     def end(self) -> None:
-        """Tell all who wait that the reply has ended."""
+        """Tell all waiting threads that the reply has ended."""
         self.said.status = ""
         self._done.set()
         self.said.change()
@@ -186,7 +186,7 @@ def look(writing: Writing) -> View:
         return View(text, said.status, writing.error, saving.problem, done)
 
 # %% ../../nbs/page/replies.ipynb #make
-UNEXPECTED = "The reply failed in a way that nobody foresaw; the server's log says how. Ask again."
+UNEXPECTED = "The reply failed unexpectedly; the server's log says why. Ask again."
 
 
 def finish(writing: Writing, state: store.State, facts: protocol.Facts) -> None:

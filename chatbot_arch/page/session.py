@@ -65,7 +65,7 @@ def get_store() -> tuple[store.Store, str]:
 
 
 def warn_once() -> None:
-    """Say on the first run of a page that there is no database, if there is none."""
+    """Say on the first run of a page if the database cannot be used."""
     if (problem := get_store()[1]) and "warned" not in st.session_state:
         st.session_state.warned = True
         st.session_state.failure = problem

@@ -120,7 +120,7 @@ class Conversation(Base):
 
 # %% ../../nbs/page/store.ipynb #new-id
 def new_id() -> str:
-    """Return an id that nobody can guess, fit for an address: 128 random bits."""
+    """Return an id that cannot be guessed, fit for an address: 128 random bits."""
     return secrets.token_urlsafe(16)
 
 # %% ../../nbs/page/store.ipynb #errors
@@ -146,7 +146,7 @@ ADVICE: dict[int | str, str] = {
     sqlite3.SQLITE_READONLY: FORBIDDEN,
     sqlite3.SQLITE_CANTOPEN: "cannot be opened. Check that it is a file that can be written.",
     sqlite3.SQLITE_CORRUPT: "is damaged. Restore a copy, or move it away to begin anew.",
-    sqlite3.SQLITE_NOTADB: "is no database. Move this file away, or choose another.",
+    sqlite3.SQLITE_NOTADB: "is not an SQLite database. Move this file away, or choose another.",
     "25006": FORBIDDEN,
     "42501": FORBIDDEN,
     "53100": FULL,

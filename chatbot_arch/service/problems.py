@@ -100,7 +100,7 @@ class SurpriseError(settings.ChatbotError):
 
     def __init__(self) -> None:
         super().__init__(
-            "Something failed that should not. Tell whoever runs this service the request's id."
+            "Something failed unexpectedly. Give the request's id to the operator of this service."
         )
 
 
@@ -211,8 +211,8 @@ SAYS = {
     "extra_forbidden": "holds a field that is not known",
     "extra_named": "is a field that is not known",
     "string_pattern_mismatch": "is blank; say something",
-    "json_invalid": "is no JSON",
-    "string_unicode": "holds half of a surrogate pair, which is no character",
+    "json_invalid": "is not valid JSON",
+    "string_unicode": "holds half of a surrogate pair, which is not a character",
 }
 
 
@@ -233,7 +233,7 @@ def find_errors(error: RequestValidationError) -> list[FieldError]:
 
 # %% ../../nbs/service/problems.ipynb #handlers
 UNREADABLE = (
-    "The body could not be read: it is no text in UTF-8, is nested too deeply, or holds a number "
+    "The body could not be read: it is not text in UTF-8, is nested too deeply, or holds a number "
     "that is too long."
 )
 

@@ -199,7 +199,7 @@ class Relay:
                 self._channel.drop(len(batch))
 
     async def end(self) -> None:
-        """Stop the thread, and wait until it is free, whoever gives up on it meanwhile."""
+        """Stop the thread, and wait until it is free, even if this task is cancelled."""
         self._stop.set()
         with anyio.CancelScope(shield=True):
             if self._running:
