@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import chatbot_arch.measure.bench_pages as bench_pages
 import chatbot_arch.measure.compare as compare
 
 ROOT = Path(__file__).parent.parent
+ANSWERED = ("reply_s", "memory_mb", "first_answer_s")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -38,6 +40,32 @@ def test_readme_shows_the_committed_results() -> None:
     assert compare.compare_replies(visits) in README
     for fact in (results["date"], results["machine"]["processor"], results["command"]):
         assert fact in README
+
+
+def test_answer_of_the_readme_says_no_more_than_the_rounds() -> None:
+    visits = [compare.Visit(**visit) for visit in committed_results("compare")["visits"]]
+    reply, memory, first = (ratios_by_round(visits, name) for name in ANSWERED)
+    said = " ".join(README.split())
+    assert len(reply) == 12
+    assert "as far as twelve rounds can tell" in said
+    assert min(reply) < 1 < max(reply), "replies took as long"
+    assert min(memory) > 1
+    assert f"{statistics.median(memory) - 1:.0%} more memory".replace("%", " %") in said
+    assert max(first) < 1
+    assert f"came {1 - statistics.median(first):.0%} sooner".replace("%", " %") in said
+
+
+def ratios_by_round(visits: list[compare.Visit], name: str) -> list[float]:
+    """Return a measure's ratios, microservices to monolith; a round's value is its median."""
+    monolith, microservices = (
+        [
+            statistics.median(compare.values_of([visit], architecture, name))
+            for visit in visits
+            if visit.architecture == architecture
+        ]
+        for architecture in compare.ARCHITECTURES
+    )
+    return [after / before for before, after in zip(monolith, microservices, strict=True)]
 
 
 def test_page_of_the_engines_shows_the_committed_benchmark() -> None:
