@@ -280,7 +280,7 @@ def locate_model(choice: settings.Settings) -> dict[str, str]:
 
 # %% ../../nbs/engines/weights.ipynb #locate-gguf
 def locate_gguf(choice: settings.Settings) -> Path:
-    """Return the chosen model's GGUF file, the embedded one fetched; raise `ModelError` for others."""
+    """Return the chosen model's GGUF file; fetch the embedded one. Raise `ModelError` if none."""
     if choice.model == settings.EMBEDDED_MODEL:
         return embedded_gguf(choice.cache_dir)
     if Path(choice.model).suffix != ".gguf":
