@@ -256,7 +256,7 @@ def test_question_too_long_is_refused_and_nobody_else_suffers(asked: protocol.En
     with ThreadPoolExecutor(2) as pool:
         other = pool.submit(protocol.complete, asked, TALKS[0], protocol.Options(max_new_tokens=16))
         too_long = protocol.to_conversation([], [], "word " * 9000)
-        with pytest.raises(protocol.TooLongError, match=r"makes 90\d\d tokens, and 7936 fit"):
+        with pytest.raises(protocol.TooLongError, match=r"has 90\d\d tokens, and 7936 fit"):
             protocol.complete(asked, too_long)
         assert other.result(DEADLINE_S)[0]
 

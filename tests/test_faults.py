@@ -409,7 +409,7 @@ def test_part_is_kept_and_retry_works_when_connection_breaks(
         with timed(0, SOON_S):
             seen.set()
             assert writing.wait(DEADLINE_S)
-        assert "broke off in mid-reply" in replies.look(writing).error
+        assert "broke off. Restart it if it is down" in replies.look(writing).error
         assert chat.saved() == [("hello", "Once upon ", "failed")]
         assert not chat.ask(stub.url).error
     assert chat.saved() == [("hello", "Once more.", "done")]
@@ -425,7 +425,7 @@ def test_killed_backend_is_a_sentence_at_once_and_its_successor_answers(chat: Ch
             for process in server.processes():
                 process.kill()
             assert writing.wait(DEADLINE_S)
-    assert "broke off in mid-reply" in replies.look(writing).error
+    assert "broke off. Restart it if it is down" in replies.look(writing).error
     [first, (_, part, state)] = chat.saved()
     assert (part[:4], state) == ("slow", "failed")
     with real_backend(port) as server:
@@ -603,7 +603,7 @@ def test_nothing_is_asked_again_once_something_was_said(chat: Chat) -> None:
 
 # Nonsense
 
-NO_REPLY = "answered something that is no reply. Look at its log; ask again."
+NO_REPLY = "sent an invalid reply. Check its log, then ask again."
 LONG_TEXT = json.dumps("a" * 5_000_000)
 ODD_CONTENTS = {
     "null": answer(200, "null"),
@@ -715,7 +715,7 @@ def test_events_are_read_whatever_their_line_ends(chat: Chat, ends: str) -> None
 
 def test_stream_without_an_end_is_broken_off(chat: Chat) -> None:
     with serve(stream(token("Once "), token("upon "))) as stub:
-        assert "broke off in mid-reply" in chat.ask(stub.url).error
+        assert "broke off. Restart it if it is down" in chat.ask(stub.url).error
     assert chat.saved() == [("hello", "Once upon ", "failed")]
 
 
@@ -747,9 +747,9 @@ def test_waiting_in_line_is_told_until_the_first_word(chat: Chat) -> None:
     ahead = [event("waiting", {"ahead": 3}), seen, event("waiting", {"ahead": 0})]
     with serve(stream(*ahead, said, token("Now."), DONE)) as stub:
         writing = chat.begin(stub.url)
-        wait_until(lambda: "busy. Waiting: 3 before you" in replies.look(writing).status)
+        wait_until(lambda: "busy. Requests ahead of yours: 3" in replies.look(writing).status)
         seen.set()
-        wait_until(lambda: "busy. Waiting: 0 before you" in replies.look(writing).status)
+        wait_until(lambda: "busy. Requests ahead of yours: 0" in replies.look(writing).status)
         said.set()
         assert writing.wait(DEADLINE_S)
     assert replies.look(writing).status == ""
@@ -1000,7 +1000,7 @@ def test_backend_that_does_not_describe_itself_is_not_asked_again_and_again(
     with serve(ready=answer(404, '{"detail": "Not Found"}')) as stub:
         monkeypatch.setenv("CHATBOT_BACKEND_URL", stub.url)
         said, look_again = sidebar.describe_model(frontend.describe_model)
-    assert ("does not say which model" in said, look_again) == (True, False)
+    assert ("does not report its model" in said, look_again) == (True, False)
 
 
 def test_certificates_that_are_not_there_are_a_sentence(
@@ -1074,7 +1074,12 @@ def test_page_goes_on_after_each_fault(page: Callable[[str], AppTest]) -> None:
         answer(200, "null"),
         stream(token("Once "), seen, then=reset),
     ]
-    sentences = ["answered 500", "Too long.", "is no reply", "broke off in mid-reply"]
+    sentences = [
+        "answered 500",
+        "Too long.",
+        "sent an invalid reply",
+        "broke off. Restart it if it is down",
+    ]
     fine = [stream(token(f"reply {number}"), DONE) for number in (1, 2)]
     seen.set()
     with serve(fine[0], *faults, fine[1]) as stub:
@@ -1181,7 +1186,7 @@ def test_client_that_leaves_without_reading_gives_its_place_back(
         with slow_reader(url, "much"):
             wait_until(lambda: lavish.said > 10)
             writing = chat.begin(url, "/echo at last")
-            wait_until(lambda: "Waiting: 0 before you" in replies.look(writing).status)
+            wait_until(lambda: "Requests ahead of yours: 0" in replies.look(writing).status)
         assert writing.wait(SOON_S)
     assert chat.saved() == [("/echo at last", "at last", "done")]
 

@@ -133,7 +133,7 @@ def test_question_too_long_is_read_once(tokenizer: PreTrainedTokenizerBase) -> N
         return len(prompts.chat_input_ids(tokenizer, conversation))
 
     talk = protocol.to_conversation(["hi"] * 999, ["Hello!"] * 999, LONGEST, LONGEST)
-    with pytest.raises(protocol.TooLongError, match=r"makes 33\d\d\d tokens, and 7936 fit"):
+    with pytest.raises(protocol.TooLongError, match=r"has 33\d\d\d tokens, and 7936 fit"):
         prompts.fit_turns(talk, count, WINDOW, REPLY_TOKENS)
     assert sum(read) <= 2 * len(LONGEST) + 100
 

@@ -323,7 +323,7 @@ def test_second_launcher_takes_a_free_port() -> None:
         (
             ["uvicorn", "chatbot_arch.backend:app", "--port", "0"],
             {"CHATBOT_MODEL": "someone/no-such-model", "HF_ENDPOINT": "http://127.0.0.1:9"},
-            "the model hub did not give it",
+            "the model hub did not provide it",
         ),
     ],
 )

@@ -59,7 +59,7 @@ def test_killed_backend_leaves_the_part_and_a_way_back(
         backend = app.servers[0]
         for process in backend.processes():
             process.kill()
-        expect(tab.get_by_text("broke off in mid-reply")).to_be_visible()
+        expect(tab.get_by_text("broke off. Restart it if it is down")).to_be_visible()
         expect_kept(tab, shown, "Broken off here.")
         expect(box(tab)).to_have_value(f"/echo {SLOWLY}")
         box(tab).fill("/echo still there?")

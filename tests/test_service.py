@@ -486,7 +486,7 @@ def test_page_sends_the_first_key_and_says_when_another_is_wanted(
     service = serve(api_key="new,old")
     assert ask_from_page(service, monkeypatch).text == "hi"
     monkeypatch.setenv("CHATBOT_API_KEY", "stolen")
-    assert "wants another key. Set CHATBOT_API_KEY" in ask_from_page(service, monkeypatch).error
+    assert "rejected the API key. Set CHATBOT_API_KEY" in ask_from_page(service, monkeypatch).error
 
 
 def test_page_waits_in_the_line_longer_than_for_a_reply(

@@ -121,7 +121,7 @@ def test_damaged_cache_says_what_to_delete(tmp_path: Path) -> None:
         ignore=shutil.ignore_patterns("*.safetensors"),
     )
     (damaged / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(weights.ModelError, match=rf"Delete {damaged} to have it made again"):
+    with pytest.raises(weights.ModelError, match=rf"Delete {damaged} to rebuild it"):
         local.load_engine(settings.Settings(cache_dir=tmp_path))
 
 
