@@ -37,13 +37,11 @@ class Live:
     apps: Sequence[launch.App]
     output: DisplayHandle
 
-    def stop(self) -> list[str]:
-        """Stop the apps, clear the frames, and return the names of servers still running: none."""
+    def stop(self) -> None:
+        """Stop the apps, and replace their frames by a sentence."""
         for app in self.apps:
             app.stop()
         self.output.update(HTML("<p>Live here until the servers were stopped.</p>"))
-        servers = [server for app in self.apps for server in app.servers]
-        return [server.name for server in servers if server.processes()]
 
 
 def show(*apps: launch.App, height: int = 640) -> Live:
