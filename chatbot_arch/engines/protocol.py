@@ -296,7 +296,7 @@ def why_ended(closing: threading.Event) -> EngineDiedError:
     if is_over(closing):
         return engine_closed()
     return EngineDiedError(
-        "The model's thread has ended. The server's output shows the cause; restart the server."
+        "The model's thread has ended. Restart the server; its output shows the cause."
     )
 
 # %% ../../nbs/engines/protocol.ipynb #fake-words
