@@ -114,13 +114,14 @@ def test_long_conversation_sends_no_more_than_a_short_one(
             address = f"{app.page_url}?conversation={talk.id}"
             counts = []
             with users.PageUser(address) as user:
-                for _ in range(3):  # on a busy machine a reply is looked at more often
+                for _ in range(4):  # on a busy machine a reply is looked at more often
                     before = user.page.received_bytes
                     user.ask("/echo hello")
                     counts.append(user.page.received_bytes - before)
             sent[length] = min(counts)
-    # Two whole runs and a few looks, which draw the latest turns only, however many there are.
-    assert sent[200] < 1.2 * sent[10]
+    # Two whole runs and a few looks, which draw the latest turns only, however many there are: all
+    # of them would be twenty times as much. A busy machine looks more often, so twice is allowed.
+    assert sent[200] < 2 * sent[10]
     assert sent[200] < 200 * 500
 
 
