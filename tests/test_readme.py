@@ -47,7 +47,7 @@ def test_answer_of_the_readme_says_no_more_than_the_rounds() -> None:
     reply, memory, first = (ratios_by_round(visits, name) for name in ANSWERED)
     said = " ".join(README.split())
     assert len(reply) == 12
-    assert "twelve rounds tell no difference in reply time" in said
+    assert "twelve rounds show no clear difference in reply time" in said
     assert sorted(reply)[2] < 1 < sorted(reply)[9], "the interval of twelve holds 1"
     assert min(memory) > 1
     assert f"{statistics.median(memory) - 1:.0%} more memory".replace("%", " %") in said
