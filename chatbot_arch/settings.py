@@ -48,7 +48,7 @@ def read_address(text: str) -> Address:
     """Return the address in a text; raise `ValueError` if it is not a backend's."""
     url = AnyHttpUrl(text)
     if url.query is not None or url.fragment is not None:
-        raise ValueError("it holds a query or a fragment, which no request would keep")
+        raise ValueError("it contains a query or a fragment; remove it from the address")
     scheme, host, path = urlsplit(str(url))[:3]
     if "@" in path:  # the part before it may be the end of a password
         raise ValueError("it holds an @ behind the host; write / in a password as %2F")
@@ -75,9 +75,9 @@ def require_parts(secret: SecretStr) -> SecretStr:
     """Raise `ValueError` for a value that holds nothing, or nothing that can be sent."""
     text = secret.get_secret_value()
     if text and not split_list(text):
-        raise ValueError("it holds commas and blanks only")
+        raise ValueError("it contains only commas and blanks")
     if not (text.isascii() and text.isprintable()):
-        raise ValueError("it holds what no HTTP header can")
+        raise ValueError("it must be printable ASCII, because it is sent in an HTTP header")
     return secret
 
 
@@ -156,7 +156,7 @@ def read_once(environment: frozenset[tuple[str, str]]) -> Settings:
             f"CHATBOT_{str(detail['loc'][0]).upper()}={show(detail)}: {detail['msg']}"
             for detail in error.errors()
         ]
-        raise SettingsError(f"{'; '.join(problems)}. Set it right, or unset it.") from None
+        raise SettingsError(f"{'; '.join(problems)}. Correct or unset it.") from None
 
 # %% ../nbs/ground/settings.ipynb #run-command
 def run_command(work: Callable[[], object]) -> None:

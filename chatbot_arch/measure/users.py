@@ -95,7 +95,7 @@ class Connection:
         try:
             self._socket.send(message.SerializeToString())
         except ConnectionClosed as error:
-            raise PageError("The page has gone.") from error
+            raise PageError("The page closed the connection.") from error
 
     def receive(self, timeout_s: float) -> ForwardMsg | None:
         """Return the page's next message, or None after `timeout_s`; `PageError` if it is gone."""
@@ -104,7 +104,7 @@ class Connection:
         except TimeoutError:
             return None
         except ConnectionClosed as error:
-            raise PageError("The page has gone.") from error
+            raise PageError("The page closed the connection.") from error
         self.received_bytes += len(frame)
         message = self._kept.read(frame)
         if message.WhichOneof("type") == "page_info_changed":
@@ -187,7 +187,7 @@ def watch(page: Connection, timeout_s: float) -> Iterator[ForwardMsg]:
             finished = is_part or message.script_finished != RERUN_FOLLOWS
             silence_s = SILENCE_S if is_part else silence_s
         yield message
-    raise PageError("The page was not done in time.")
+    raise PageError("The page did not finish in time.")
 
 
 def drawn(message: ForwardMsg) -> Element:
@@ -260,12 +260,12 @@ class PageUser:
         self._box_id, self._seen = "", set[str]()
 
     def __enter__(self) -> "PageUser":
-        """Open the page; raise `PageError` if there is none or it has no box to ask in."""
+        """Open the page; raise `PageError` if there is none or it has no chat input."""
         self.page = Connection(self.page_url)
         try:
             self._box_id, self._seen = read_page(self.page, self.timeout_s)
             if not self._box_id:
-                raise PageError(f"The page at {self.page_url} has no box to ask in.")
+                raise PageError(f"The page at {self.page_url} has no chat input.")
         except BaseException:
             self.page.close()
             raise

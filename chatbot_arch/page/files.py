@@ -50,14 +50,14 @@ def check_facts(given: dict[str, Any]) -> dict[str, Any]:
     """Return what is known of a reply; raise `ValueError` for what no page can show."""
     facts = FACTS.validate_python({"reason": ""} | given)
     if given.keys() - KNOWN:
-        raise ValueError("it holds a fact that is not known")
+        raise ValueError("it contains an unknown fact")
     return {name: getattr(facts, name) for name in given}
 
 
 def check_options(given: protocol.Options) -> protocol.Options:
     """Return options; raise `ValueError` for what the sidebar's widgets cannot hold."""
     if given.top_p < MIN_TOP_P or (given.max_new_tokens or 1) > MOST_NEW_TOKENS:
-        raise ValueError("they are out of the range that a page offers")
+        raise ValueError("top_p or max_new_tokens is outside the sidebar's range")
     return given
 
 

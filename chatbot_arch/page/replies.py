@@ -312,5 +312,5 @@ def start(writing: Writing, prepare: Callable[[], None] = lambda: None) -> None:
     except BaseException as error:
         give_back(writing, before)
         if isinstance(error, RuntimeError):
-            raise settings.ChatbotError(f"The reply cannot begin: {error}. Ask again.") from error
+            raise settings.ChatbotError(f"The reply cannot start: {error}. Ask again.") from error
         raise

@@ -148,7 +148,7 @@ def follow_address() -> None:
             enter(address)
 
 # %% ../../nbs/page/session.ipynb #open-conversation
-UNKNOWN = "No conversation has this address here; it may have been deleted. A new one is open."
+UNKNOWN = "No conversation has this address in the database. This is a new conversation."
 
 
 def recall(conversation: store.Conversation) -> None:

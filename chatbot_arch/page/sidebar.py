@@ -40,7 +40,7 @@ def list_conversations() -> None:
         st.caption("Your conversations will be listed here.")
     for each in found[:shown]:
         kind = "primary" if each.id == st.session_state.conversation_id else "secondary"
-        title = bubbles.plain(each.title or "Without a name")
+        title = bubbles.plain(each.title or "Untitled")
         look = {"key": f"open-{each.id}", "type": kind, "width": "stretch"}
         st.button(title, on_click=open_listed, args=(each.id,), **look)
     if found[shown:] and st.button("Show more", key="list-more", width="stretch"):
@@ -82,7 +82,7 @@ def choose_options() -> None:
             "System prompt",
             key="system_prompt",
             max_chars=settings.MAX_TEXT_CHARS,
-            help="What the model is told first.",
+            help="The instruction before the conversation.",
         )
         same = "0 always takes the likeliest word: the same question gets the same reply."
         st.slider("Temperature", 0.0, 2.0, step=0.1, key="temperature", help=same)
@@ -93,7 +93,7 @@ def choose_options() -> None:
             1,
             files.MOST_NEW_TOKENS,
             key="max_new_tokens",
-            placeholder="no own limit",
+            placeholder="default limit",
         )
 
 # %% ../../nbs/page/sidebar.ipynb #save-and-open
@@ -118,7 +118,7 @@ def save_and_open(conversation: store.Conversation) -> None:
             key="save",
             width="stretch",
         )
-        chosen = st.file_uploader("Open a saved one", "json", max_upload_size=MAX_FILE_MB)
+        chosen = st.file_uploader("Open a saved conversation", "json", max_upload_size=MAX_FILE_MB)
         if chosen and st.session_state.get("opened") != chosen.file_id:
             st.session_state.opened = chosen.file_id
             opened = files.read_conversation(chosen.getvalue(), session.get_browser())

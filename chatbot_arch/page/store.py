@@ -137,16 +137,16 @@ class GoneError(StoreError):
 # %% ../../nbs/page/store.ipynb #advice
 LOCKED = "is locked by another program. Wait for it or close it, then try again."
 FULL = "has no room left on its disk. Free some space, then try again."
-FORBIDDEN = "may not be written by this user. Allow it, or choose another database."
+FORBIDDEN = "is read-only for this user. Allow writing, or change CHATBOT_DATABASE_URL."
 ADVICE: dict[int | str, str] = {
     sqlite3.SQLITE_BUSY: LOCKED,
     sqlite3.SQLITE_LOCKED: LOCKED,
     sqlite3.SQLITE_PROTOCOL: LOCKED,
     sqlite3.SQLITE_FULL: FULL,
     sqlite3.SQLITE_READONLY: FORBIDDEN,
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened. Check that it is a file that can be written.",
-    sqlite3.SQLITE_CORRUPT: "is damaged. Restore a copy, or move it away to begin anew.",
-    sqlite3.SQLITE_NOTADB: "is not an SQLite database. Move this file away, or choose another.",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened. Check that it is a file that you can write.",
+    sqlite3.SQLITE_CORRUPT: "is damaged. Restore a backup, or move it away to start empty.",
+    sqlite3.SQLITE_NOTADB: "is not an SQLite file. Move it away, or change CHATBOT_DATABASE_URL.",
     "25006": FORBIDDEN,
     "42501": FORBIDDEN,
     "53100": FULL,
@@ -168,7 +168,7 @@ def find_advice(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"has no folder, and it cannot be made: {error.strerror}. Choose another place."
     if isinstance(error, exc.TimeoutError):
-        return "has too much to do. Try again in a moment."
+        return "has no free connection. Try again in a moment."
     lost = getattr(error, "connection_invalidated", False)
     if lost or (isinstance(error, exc.OperationalError) and code is None):
         return f"cannot be reached: {reason}. Start it or set its URL right, then try again."

@@ -180,7 +180,7 @@ def draw_elsewhere(turn: store.Turn) -> None:
 # %% ../../nbs/page/turns.ipynb #draw-turn
 STOPPED, BROKEN_OFF = "⏹ Stopped here.", "⚠️ Broken off here."
 ENDINGS = {"stopped": STOPPED, "failed": BROKEN_OFF, "writing": BROKEN_OFF}
-ENDED_BY = {"length": "✂️ Cut at the longest reply.", "timeout": "⏱️ Cut at the time limit."}
+ENDED_BY = {"length": "✂️ Cut at the length limit.", "timeout": "⏱️ Cut at the time limit."}
 
 
 def rate(turn: store.Turn) -> None:
@@ -216,7 +216,7 @@ def edit_turn(respond: replies.Respond, turn: store.Turn) -> None:
         question = st.text_area("Your question", turn.question, max_chars=MAX_QUESTION_CHARS)
         left, right = st.columns(2)
         asked = left.form_submit_button("Ask this instead", type="primary", width="stretch")
-        left_alone = right.form_submit_button("Leave it", width="stretch")
+        left_alone = right.form_submit_button("Cancel", width="stretch")
     if asked and question.strip():
         ask(respond, store.storable(question), turn)
     if asked or left_alone:
@@ -240,7 +240,7 @@ def draw_newest(
     else:
         draw_turn(turn)
         left, right = st.columns(2)
-        again = "The same question once more, in place of this reply."
+        again = "Ask the same question again and replace this reply."
         if left.button("🔁 Regenerate", key=f"{turn.id}-again", width="stretch", help=again):
             ask(respond, turn.question, turn)
             st.rerun()
