@@ -6,6 +6,7 @@ import statistics
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import chatbot_arch.measure.bench_backend as bench_backend
@@ -53,6 +54,21 @@ def test_answer_of_the_readme_says_no_more_than_the_rounds() -> None:
     assert f"{statistics.median(memory) - 1:.0%} more memory".replace("%", " %") in said
     assert max(first) < 1
     assert f"came {1 - statistics.median(first):.0%} sooner".replace("%", " %") in said
+
+
+def test_last_notebook_quotes_the_committed_medians() -> None:
+    text = (ROOT / "nbs" / "08_which_one.ipynb").read_text(encoding="utf-8")
+    visits = [compare.Visit(**visit) for visit in committed_results("compare")["visits"]]
+    first, reply = (
+        1000 * (compare.values_of(visits, "microservices", name).median() - monolith.median())
+        for name in ("first_word_s", "reply_s")
+        for monolith in [compare.values_of(visits, "monolith", name)]
+    )
+    assert f"differ by {first:.0f} ms in the first word and {reply:.0f} ms in the reply" in text
+    rounds = pd.DataFrame(committed_results("pages")["rounds"])
+    cpu_s = rounds.groupby("architecture")["cpu_s"].median()
+    more_s = cpu_s["microservices"] - cpu_s["monolith"]
+    assert f"16 replies cost {more_s:.1f} s more processor time" in text
 
 
 def ratios_by_round(visits: list[compare.Visit], name: str) -> list[float]:
