@@ -109,20 +109,27 @@ def test_sixteen_at_once_get_what_each_gets_alone(decoder: continuous.DecoderEng
 def gap_where_they_part(
     asked: llamacpp.LlamaCppEngine, talk: list, left: list[str], right: list[str]
 ) -> float:
-    """Return how far apart, in log probability, the first pieces are in which two replies differ.
+    """Return how far apart, in log probability, the tokens are with which two replies part.
 
-    Infinity if one of them is not among the three likeliest.
+    Infinity if one of them is not among the twenty likeliest. A piece may hold more than one
+    token (a character of several bytes is given out whole), so a reply's token is the longest
+    with which the rest of the reply begins.
     """
     alike = list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(left, right)))  # noqa: B905
     ids = asked.input_ids(talk) + asked.tokenizer.text_ids(
         "".join(piece for piece, _ in alike), True
     )
     chunks: list[dict] = []
-    request = {"prompt": ids, "n_predict": 1, "temperature": 0, "logprobs": 3}
+    request = {"prompt": ids, "n_predict": 1, "temperature": 0, "logprobs": 20}
     asked.completions.server.handle_completions(request, chunks.append)
     leaders = chunks[0]["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    chances = {leader["token"]: leader["logprob"] for leader in leaders}
-    picks = [chances.get(reply[len(alike)], -math.inf) for reply in (left, right)]
+    chances = {leader["token"]: leader["logprob"] for leader in leaders if leader["token"]}
+
+    def chance(reply: list[str]) -> float:
+        rest = "".join(reply[len(alike) :])
+        return chances.get(max(filter(rest.startswith, chances), key=len, default=""), -math.inf)
+
+    picks = [chance(left), chance(right)]
     return abs(picks[0] - picks[1]) if -math.inf not in picks else math.inf
 
 
@@ -141,8 +148,9 @@ def test_llama_cpps_batch_changes_only_what_was_nearly_a_tie() -> None:
             for talk, left, right in zip(TALKS, alone, at_once, strict=True)
             if left != right
         ]
-        # 8-bit sums in another order moved what was up to 0.5 apart; another's words are not near.
-        assert max(gaps, default=0) < 1, gaps
+        # 8-bit sums in another order moved what was up to 0.5 apart. With the neighbours' replies
+        # instead, five of the sixteen gaps are larger than 2.
+        assert max(gaps, default=0) < 2, gaps
 
 
 def test_reply_is_what_the_library_generates(decoder: continuous.DecoderEngine) -> None:
