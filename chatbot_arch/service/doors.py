@@ -36,7 +36,7 @@ def head_size(scope: Scope) -> int:
 NO_HOST = problems.Fault(
     400,
     "unknown_host",
-    "The Host header is not allowed. Add its name to CHATBOT_ALLOWED_HOSTS and restart.",
+    "Host header not allowed: add its name to CHATBOT_ALLOWED_HOSTS and restart the backend.",
 )
 
 
