@@ -21,24 +21,28 @@ import chatbot_arch.settings as settings
 # %% ../../nbs/service/doors.ipynb #head-size
 MAX_HEAD = 64_000  # bytes
 LARGE_HEAD = problems.Fault(
-    431, "head_too_large", f"Address and headers have more than {MAX_HEAD} bytes, the most allowed."
+    431,
+    "head_too_large",
+    f"Address and headers exceed {MAX_HEAD} bytes. Shorten them.",
 )
 
 
 def head_size(scope: Scope) -> int:
-    """Return how many bytes a request's address and headers have."""
+    """Return the size of a request's address and headers, in bytes."""
     headers = sum(len(name) + len(value) for name, value in scope["headers"])
     return headers + len(scope["path"]) + len(scope["query_string"])
 
 # %% ../../nbs/service/doors.ipynb #host
 NO_HOST = problems.Fault(
-    400, "unknown_host", "This service is not known by that name. Add it to CHATBOT_ALLOWED_HOSTS."
+    400,
+    "unknown_host",
+    "Host header not allowed: add its name to CHATBOT_ALLOWED_HOSTS and restart the backend.",
 )
 
 
-@functools.lru_cache  # it is asked for every request
+@functools.lru_cache  # every request needs it
 def is_host_allowed(sent: str, allowed: str) -> bool:
-    """Return whether a Host header names one of the allowed hosts, whatever the port."""
+    """Return whether a Host header names an allowed host; ignore the port."""
     names = [each.lower().strip("[]") for each in settings.split_list(allowed)]
     try:
         parts = urlsplit(f"//{sent}")
@@ -58,14 +62,14 @@ NO_KEY = problems.Fault(
 
 
 def is_key_valid(sent: str, keys: list[str]) -> bool:
-    """Return whether an Authorization header holds one of the keys; as slow if it does not."""
+    """Return whether an Authorization header has a valid key; take as long if it has not."""
     scheme, _, key = sent.partition(" ")
     matches = [hmac.compare_digest(key.strip().encode(), each.encode()) for each in keys]
     return scheme.lower() == "bearer" and any(matches)
 
 # %% ../../nbs/service/doors.ipynb #doors
 class Doors:
-    """Let requests in that have a known host, a valid key and a body within the limit."""
+    """Refuse a request with a large head, an unknown host, no valid key or a large body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -87,7 +91,7 @@ class Doors:
         await guarded(scope, receive, send)
 
     async def check(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on if its key and the size of its body allow."""
+        """Pass a request on, or refuse its key or the size of its body."""
         choice, headers = scope["app"].state.choice, Headers(scope=scope)
         keys = settings.split_list(choice.api_key.get_secret_value())
         most = int(choice.max_body_mb * 1e6)
