@@ -489,7 +489,7 @@ def read_only(url: str) -> AbstractContextManager[None]:
 
 @pytest.mark.parametrize(
     ("trouble", "sentence"),
-    [(full_disk, "has no room left on its disk"), (read_only, "may not be written by this user")],
+    [(full_disk, "has no room left on its disk"), (read_only, "is read-only for this user")],
 )
 def test_what_cannot_be_written_is_said_and_undone(
     url: str,
@@ -533,7 +533,7 @@ def test_a_server_that_cannot_be_reached_is_said_without_the_password(url: str) 
         said = re.sub(r"me(:\*\*\*)?@", "", str(raised.value))
         assert said == (
             "The database postgresql://127.0.0.1:1/chats cannot be reached: Connection refused. "
-            "Start it or set its URL right, then try again."
+            "Start it or correct CHATBOT_DATABASE_URL, then try again."
         )
         assert "secret" not in repr(raised.value)
     assert time.monotonic() - started < 10
@@ -582,9 +582,9 @@ def test_a_password_with_signs_that_urls_know_is_not_shown(url: str) -> None:
 def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
     (tmp_path / "note").write_text("Dear diary. " * 1000)
     for name, sentence in (
-        ("note", "is no database"),
+        ("note", "is not an SQLite file"),
         ("", "cannot be opened"),  # a folder
-        ("note/chats.sqlite", "has no folder, and it cannot be made: "),
+        ("note/chats.sqlite", "needs a folder that cannot be created: "),
     ):
         with pytest.raises(StoreError, match=sentence) as raised:
             Store(f"sqlite:///{tmp_path}/{name}").check()
