@@ -371,7 +371,7 @@ REFUSED = {
 def test_other_file_is_refused_with_a_short_sentence_of_our_own(content: bytes) -> None:
     sentence = refusal(content)
     assert sentence.startswith("This file is not a saved conversation")
-    assert sentence.endswith("Choose one that was saved here as JSON.")
+    assert sentence.endswith('Choose a file from "Save as JSON".')
     assert len(sentence) < 500
     assert "\n" not in sentence
     assert MARK not in sentence

@@ -533,7 +533,7 @@ def test_a_server_that_cannot_be_reached_is_said_without_the_password(url: str) 
         said = re.sub(r"me(:\*\*\*)?@", "", str(raised.value))
         assert said == (
             "The database postgresql://127.0.0.1:1/chats cannot be reached: Connection refused. "
-            "Start it or set its URL right, then try again."
+            "Start it or correct CHATBOT_DATABASE_URL, then try again."
         )
         assert "secret" not in repr(raised.value)
     assert time.monotonic() - started < 10
@@ -584,7 +584,7 @@ def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
     for name, sentence in (
         ("note", "is not an SQLite file"),
         ("", "cannot be opened"),  # a folder
-        ("note/chats.sqlite", "has no folder, and it cannot be made: "),
+        ("note/chats.sqlite", "needs a folder that cannot be created: "),
     ):
         with pytest.raises(StoreError, match=sentence) as raised:
             Store(f"sqlite:///{tmp_path}/{name}").check()
