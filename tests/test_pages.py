@@ -673,6 +673,47 @@ def test_options_reach_the_engine_and_stay_with_the_conversation(
     assert again.sidebar.slider[0].value == 0.0
 
 
+def set_options(page: AppTest) -> None:
+    """Set every option in the sidebar to a value of its own."""
+    page.sidebar.text_area[0].set_value("Be brief.")
+    page.sidebar.slider[0].set_value(0.5)
+    page.sidebar.slider[1].set_value(0.9)
+    page.sidebar.number_input[0].set_value(7)
+    page.run()
+
+
+def test_browser_that_missed_a_run_shows_the_options_of_the_conversation(page: AppTest) -> None:
+    set_options(page)
+    again = reopen(ask(page, "hello")).run()  # a browser need not draw the first of two runs
+    area, number = again.sidebar.text_area[0], again.sidebar.number_input[0]
+    temperature, top_p = again.sidebar.slider
+    assert [area.proto.default, number.proto.default] == ["Be brief.", 7]
+    assert [*temperature.proto.default, *top_p.proto.default] == [0.5, 0.9]
+
+
+def test_options_and_thumbs_outlive_a_run_that_fails_before_they_are_drawn(
+    page: AppTest, counting: CountingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(page, "hello")
+    page.feedback[0].set_value(1).run()
+    set_options(page)
+
+    def fail(*arguments: object) -> None:
+        raise settings.ChatbotError("Nothing more is drawn.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(utils, "draw_turns", fail)
+        assert "Nothing more" in page.run().error[0].value
+    ask(page, "and now?")
+    chosen = counting.options[-1]
+    assert (chosen.temperature, chosen.top_p, chosen.max_new_tokens) == (0.5, 0.9, 7)
+    assert counting.asked[-1][0] == {"role": "system", "content": "Be brief."}
+    assert page.sidebar.slider[1].value == 0.9
+    [turn, _] = session.get_store()[0].load(page.session_state.conversation_id).turns
+    assert turn.rating == 1
+    assert 1 in [thumbs.value for thumbs in page.feedback]
+
+
 def test_sidebar_tells_what_answered_and_what_it_took(page: AppTest) -> None:
     ask(page, "hello")
     captions = html.unescape(" ".join(caption.value for caption in page.sidebar.caption))

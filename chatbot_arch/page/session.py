@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NO_DATABASE', 'COOKIE', 'COOKIE_S', 'ADDRESS', 'LATEST_TURNS', 'UNKNOWN', 'remember_failure', 'remember_errors',
-           'report_errors', 'get_store', 'warn_once', 'get_browser', 'set_cookie', 'default_options', 'chosen_options',
-           'shown_options', 'enter', 'leave_conversation', 'follow_address', 'recall', 'open_conversation']
+           'report_errors', 'get_store', 'warn_once', 'get_browser', 'set_cookie', 'default_options', 'option_key',
+           'chosen_options', 'shown_options', 'enter', 'leave_conversation', 'follow_address', 'recall',
+           'open_conversation']
 
 # %% ../../nbs/page/session.ipynb #imports
 import re
@@ -95,9 +96,15 @@ def default_options() -> dict[str, Any]:
     return chosen.model_dump()
 
 
+def option_key(name: str) -> str:
+    """Return the key of an option's widget: another one each time that a conversation is opened."""
+    return f"{name}-{st.session_state.options_id}"
+
+
 def chosen_options() -> protocol.Options:
     """Return the sidebar's current options."""
-    chosen = {name: st.session_state[name] for name in protocol.Options.model_fields}
+    state = st.session_state
+    chosen = {name: state.get(option_key(name), value) for name, value in state.options.items()}
     if not chosen["system_prompt"] and not settings.read_settings().system_prompt:
         chosen["system_prompt"] = None  # unset: the engine's CHATBOT_SYSTEM_PROMPT applies
     return protocol.Options(**chosen)
@@ -153,8 +160,8 @@ UNKNOWN = "No conversation has this address in the database. This is a new conve
 
 def recall(conversation: store.Conversation) -> None:
     """Restore the options and the draft of a conversation that was just opened."""
-    for name, value in shown_options(conversation.options).items():
-        st.session_state[name] = value
+    st.session_state.options = shown_options(conversation.options)
+    st.session_state.options_id = store.new_id()
     writing = replies.find(conversation.id)
     if conversation.draft and (writing is None or writing.wait(0)):
         st.session_state.put_back = conversation.draft

@@ -77,23 +77,31 @@ def change_conversation(conversation: store.Conversation) -> None:
 # %% ../../nbs/page/sidebar.ipynb #choose-options
 def choose_options() -> None:
     """Draw the options of the conversation."""
+    begin, keep = st.session_state.options, {"persist_state": "page"}
+    keys = {name: session.option_key(name) for name in begin}
     with st.expander("Options"):
         st.text_area(
             "System prompt",
-            key="system_prompt",
+            begin["system_prompt"],
+            key=keys["system_prompt"],
             max_chars=settings.MAX_TEXT_CHARS,
             help="The instruction before the conversation.",
+            **keep,
         )
         same = "0 always picks the most likely token; higher values vary the reply."
-        st.slider("Temperature", 0.0, 2.0, step=0.1, key="temperature", help=same)
+        temperature = {"value": begin["temperature"], "key": keys["temperature"], "help": same}
+        st.slider("Temperature", 0.0, 2.0, step=0.1, **temperature, **keep)
         share = "Sample only from the most likely tokens that together have this probability."
-        st.slider("Top-p", files.MIN_TOP_P, 1.0, step=0.05, key="top_p", help=share)
+        top_p = {"value": begin["top_p"], "key": keys["top_p"], "help": share}
+        st.slider("Top-p", files.MIN_TOP_P, 1.0, step=0.05, **top_p, **keep)
         st.number_input(
             "Longest reply, in tokens",
             1,
             files.MOST_NEW_TOKENS,
-            key="max_new_tokens",
+            begin["max_new_tokens"],
+            key=keys["max_new_tokens"],
             placeholder="default limit",
+            **keep,
         )
 
 # %% ../../nbs/page/sidebar.ipynb #save-and-open

@@ -203,8 +203,8 @@ def draw_turn(turn: store.Turn) -> None:
     left, right = st.columns([3, 1], vertical_alignment="center")
     left.caption(ENDINGS.get(turn.state) or ENDED_BY.get(turn.facts.get("reason"), ""))
     with right:
-        st.session_state.setdefault(key, turn.rating)
-        st.feedback("thumbs", key=key, on_change=rate, args=(turn,), width="stretch")
+        act = {"on_change": rate, "args": (turn,)}
+        st.feedback("thumbs", default=turn.rating, key=key, **act, width="stretch")
 
 # %% ../../nbs/page/turns.ipynb #edit-turn
 MAX_QUESTION_CHARS = 10_000
