@@ -106,7 +106,7 @@ def test_slow_part_is_run_again_and_nobody_waits_for_it() -> None:
 
 def test_page_that_never_rests_is_an_error_in_time() -> None:
     page, started = ScriptedPage(begin(), again(), end()), time.monotonic()
-    with pytest.raises(users.PageError, match="not done in time"):
+    with pytest.raises(users.PageError, match="did not finish in time"):
         list(users.watch(page, timeout_s=0.5))
     assert 0.5 <= time.monotonic() - started < 5
 
