@@ -31,15 +31,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # %% ../nbs/ground/settings.ipynb #chatbot-error
 class ChatbotError(Exception):
-    """Say in one sentence what failed, where, and what to do next; fit to be shown to a person."""
+    """A failure to show to the user: its message says what failed, where, and what to do next."""
 
 
 class SettingsError(ChatbotError):
-    """Say which environment variable holds a value that cannot be used."""
+    """A setting cannot be used; the message names its environment variable."""
 
 # %% ../nbs/ground/settings.ipynb #address
 class Address(str):
-    """A URL that may be shown; `login` holds the user and the password that it came with."""
+    """A URL without its user and password, safe to print; `login` holds those two."""
 
     login: tuple[str, str] | None = None
 
@@ -60,19 +60,19 @@ def read_address(text: str) -> Address:
 # %% ../nbs/ground/settings.ipynb #kinds
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 DATA_FOLDER = platformdirs.user_data_path("chatbot-arch")
-MAX_TURNS = 1000  # that one request may bring along
-MAX_TEXT_CHARS = 100_000  # of one question or reply in a request
-MAX_COUNT = 1_000_000_000  # of tokens, turns or seconds, where they come from outside
-MAX_NAME_CHARS = 5_000  # of a model's or an engine's name from outside
+MAX_TURNS = 1000  # per request
+MAX_TEXT_CHARS = 100_000  # per question or reply in a request
+MAX_COUNT = 1_000_000_000  # of tokens, turns or seconds in data from outside
+MAX_NAME_CHARS = 5_000  # per model or engine name in data from outside
 
 
 def split_list(text: str) -> list[str]:
-    """Return the parts of a list with commas."""
+    """Return the parts of a comma-separated list, without empty ones."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def require_parts(secret: SecretStr) -> SecretStr:
-    """Raise `ValueError` for a value that holds nothing, or nothing that can be sent."""
+    """Raise `ValueError` if a secret has only commas and blanks, or cannot be sent in a header."""
     text = secret.get_secret_value()
     if text and not split_list(text):
         raise ValueError("it contains only commas and blanks")
@@ -82,7 +82,7 @@ def require_parts(secret: SecretStr) -> SecretStr:
 
 
 def require_room(room_mb: float, others: ValidationInfo) -> float:
-    """Raise `ValueError` for less room than the largest body takes, which would never get in."""
+    """Raise `ValueError` if the room is smaller than the largest body, which would never fit."""
     most_mb = others.data.get("max_body_mb", 0)
     if room_mb < most_mb:
         raise ValueError(f"it must be at least CHATBOT_MAX_BODY_MB, {most_mb:g}")
@@ -95,37 +95,37 @@ Secret = Annotated[SecretStr, AfterValidator(require_parts)]
 
 # %% ../nbs/ground/settings.ipynb #settings
 class Settings(BaseSettings):
-    """Hold the choices of one process, each read from `CHATBOT_<NAME>` in the environment."""
+    """The settings of one process, each read from `CHATBOT_<NAME>` in the environment."""
 
     model_config = SettingsConfigDict(env_prefix="CHATBOT_", env_ignore_empty=True, frozen=True)
 
-    # What answers, and for how long.
+    # The model and its replies.
     model: str = EMBEDDED_MODEL
     engine: Literal["transformers", "llamacpp", "fake"] = "transformers"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     system_prompt: str = ""
     max_new_tokens: int = Field(256, ge=1)  # longest reply of a chat model
-    reply_timeout_s: float = Field(120, gt=0)  # a reply ends there with what it has
-    fake_token_s: float = Field(0.01, ge=0)  # how fast `fake` speaks
+    reply_timeout_s: float = Field(120, gt=0)  # then the reply ends with the text so far
+    fake_token_s: float = Field(0.01, ge=0)  # per word of `fake`
     cache_dir: Path = Field(default_factory=lambda: platformdirs.user_cache_path("chatbot-arch"))
 
-    # What the backend takes on.
+    # Limits of the backend.
     max_replies: int = Field(16, ge=1)
     max_waiting: int = Field(32, ge=0)
-    max_per_client: int = Field(0, ge=0)  # 0: as many as there are
+    max_per_client: int = Field(0, ge=0)  # 0: no limit
     waiting_timeout_s: float = Field(60, gt=0)
     ending_timeout_s: float = Field(20, ge=0)
     max_body_mb: float = Field(8, gt=0, allow_inf_nan=False)
     max_bodies_mb: Room = Field(32, gt=0, allow_inf_nan=False, validate_default=True)
     body_timeout_s: float = Field(30, gt=0)
 
-    # Who may ask it, and what its log holds.
+    # Access to the backend, and its log.
     api_key: Secret = SecretStr("")
     allowed_hosts: str = "127.0.0.1,localhost,::1"
-    allowed_origins: str = ""  # `*`: any
-    log_texts: bool = False  # questions and replies, too
+    allowed_origins: str = ""  # `*`: all
+    log_texts: bool = False  # log questions and replies
 
-    # What the page keeps, shows and asks.
+    # The page: its storage, its look, its backend.
     database_url: str = Field(
         default_factory=lambda: f"sqlite:///{DATA_FOLDER / 'chats.db'}", repr=False
     )
@@ -137,7 +137,7 @@ SECRETIVE = ("api_key", "backend_url", "database_url")  # a URL may hold a passw
 
 
 def show(detail: ErrorDetails) -> str:
-    """Return the value that an error is about, unless it may hold a secret."""
+    """Return the rejected value, or `...` if it may contain a secret."""
     return "..." if detail["loc"][0] in SECRETIVE else repr(detail["input"])
 
 
@@ -146,7 +146,7 @@ def read_settings() -> Settings:
     return read_once(frozenset(os.environ.items()))
 
 
-@functools.lru_cache(maxsize=1)  # a page asks several times at each of its runs
+@functools.lru_cache(maxsize=1)  # a page reads them several times per run
 def read_once(environment: frozenset[tuple[str, str]]) -> Settings:
     """Read all settings, and again only when the environment has changed."""
     try:
@@ -160,7 +160,7 @@ def read_once(environment: frozenset[tuple[str, str]]) -> Settings:
 
 # %% ../nbs/ground/settings.ipynb #run-command
 def run_command(work: Callable[[], object]) -> None:
-    """Run a command's work; on a `ChatbotError` print its sentence and exit with status 1."""
+    """Run a command's work; on a `ChatbotError` print its message and exit with status 1."""
     try:
         work()
     except ChatbotError as error:

@@ -19,7 +19,7 @@ import chatbot_arch.settings as settings
 # %% ../nbs/ground/tracing.ipynb #start-tracing
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 NO_SDK = (
-    "Traces are asked for by {variable}, but what sends them is not installed. Run "
+    "{variable} is set, but the OpenTelemetry SDK, which sends traces, is not installed. Run "
     "`pip install 'chatbot-arch[telemetry]'`, or unset the variable."
 )
 
@@ -28,7 +28,7 @@ STARTING = threading.Lock()
 
 
 def start_tracing(service: str) -> bool:
-    """Send this process's spans under a service's name, if the environment names a collector.
+    """Send this process's spans under a service name, if the environment names a collector.
 
     Returns whether it does. Raises `SettingsError` if the SDK is not installed. Calling it again,
     from any thread, changes nothing.
@@ -39,7 +39,7 @@ def start_tracing(service: str) -> bool:
 
 @functools.cache
 def start_once(service: str) -> bool:
-    """Do what `start_tracing` says, for one thread at a time."""
+    """Do the work of `start_tracing`, whose lock admits one thread at a time."""
     asked = next((name for name in ENDPOINTS if os.environ.get(name)), "")
     if not asked or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
@@ -59,7 +59,7 @@ def start_once(service: str) -> bool:
 # %% ../nbs/ground/tracing.ipynb #carry
 @contextmanager
 def span(name: str) -> Iterator[dict[str, str]]:
-    """Open a span, and yield the headers that join a request to it; any thread may close it."""
+    """Open a span and yield the headers that attach a request to it; any thread may close it."""
     opened, headers = trace.get_tracer("chatbot_arch").start_span(name), dict[str, str]()
     try:
         with trace.use_span(opened):

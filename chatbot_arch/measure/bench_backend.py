@@ -42,7 +42,7 @@ import chatbot_arch.settings as settings
 
 # %% ../../nbs/measure/bench_backend.ipynb #serve
 class LoadError(settings.ChatbotError):
-    """Say why the backend could not be measured."""
+    """The backend could not be measured, or failed under load."""
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ def ask_engine(asked: protocol.Engine, question: str) -> Asked:
 
 # %% ../../nbs/measure/bench_backend.ipynb #ask-backend
 def request_of(body: bytes) -> bytes:
-    """Return a request for a streamed reply as it goes over the wire."""
+    """Return the bytes of a request for a streamed reply."""
     head = f"POST /chat/stream HTTP/1.1\r\nHost: {launch.HOST}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
@@ -86,24 +86,24 @@ TOKEN, THE_END = b"event: token\n", b"\r\n0\r\n\r\n"
 
 
 def ask_backend(connection: socket.socket, question: str) -> Asked:
-    """Ask a backend over an open connection; raise `LoadError` unless it replies."""
+    """Ask a backend over an open connection; raise `LoadError` if no whole reply arrives."""
     started, first_s, seen = time.perf_counter(), 0.0, b""
     connection.sendall(request_of(json.dumps({"user_input": question}).encode()))
     while not seen.endswith(THE_END):
         if not (part := connection.recv(65536)):
-            raise LoadError("The backend broke off a reply.")
+            raise LoadError("The backend closed the connection during a reply.")
         seen += part
         if not first_s and TOKEN in seen:
             first_s = time.perf_counter() - started
     if b"event: done\n" not in seen:
-        raise LoadError(f"The backend answered no reply, but {seen[:100]!r}.")
+        raise LoadError(f"The backend sent no whole reply, but {seen[:100]!r}.")
     return Asked(first_s, time.perf_counter() - started, seen.count(TOKEN))
 
 # %% ../../nbs/measure/bench_backend.ipynb #layer
 USERS, WORDS = 16, 64
 PACES_S = (0.06, 0.015)  # per token and user: 267 and 1067 tokens per second in all
 QUESTION = "/echo " + "word " * (WORDS - 1) + "word"
-SETTLE_S = 0.2  # for what a request takes after its last byte was sent
+SETTLE_S = 0.2  # for the work on a request after its last byte
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Layer:
 
 
 def run_round(way: str, token_s: float, ask: Sequence[Any], cpu_s: Callable[[], float]) -> Layer:
-    """Let every user ask once, at the same time; `ask` holds a function for each."""
+    """Let all users ask once at the same time; `ask` holds one function per user."""
     used, started = cpu_s(), time.perf_counter()
     with ThreadPoolExecutor(len(ask)) as pool:
         asked = list(pool.map(lambda each: each(), ask))
@@ -177,27 +177,27 @@ def tabulate_layer(rounds: Sequence[Layer]) -> pd.DataFrame:
 REPLY_TOKENS = 16
 HEROES = ("river", "cat", "baker", "moon", "king", "train", "school", "sea")
 HEROES += ("forest", "clock", "bridge", "doctor", "bird", "island", "ship", "garden")
-QUESTIONS = [  # as many prompt tokens as no other has
+QUESTIONS = [  # each with a different number of prompt tokens
     f"Write a sentence about the {hero}." + " Please." * n for n, hero in enumerate(HEROES)
 ]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What a question's reply is when it is asked alone."""
+    """The text of a reply and the number of its prompt tokens."""
 
     text: str
     prompt_tokens: int
 
 
 def body_of(question: str) -> bytes:
-    """Return the body that asks a question for a short reply."""
+    """Return the body of a request for a short reply to a question."""
     options = {"max_new_tokens": REPLY_TOKENS}
     return json.dumps({"user_input": question, "options": options}).encode()
 
 
 def read_reply(lines: Iterator[str]) -> Truth:
-    """Return a streamed reply's text and prompt tokens; raise `LoadError` if it has no end."""
+    """Return a streamed reply's text and prompt tokens; raise `LoadError` if it is cut."""
     text, event = "", ""
     for line in lines:
         if line.startswith("event: "):
@@ -210,18 +210,18 @@ def read_reply(lines: Iterator[str]) -> Truth:
                 return Truth(text, data["prompt_tokens"])
             elif event == "error":
                 raise LoadError(f"error {data['status']}")
-    raise LoadError("a stream without an end")
+    raise LoadError("the stream ended early")
 
 # %% ../../nbs/measure/bench_backend.ipynb #tally
 class Tally:
-    """Count what came of one client's requests; `truths` holds each question's right reply."""
+    """Count the results of one client; `truths` holds the expected reply to each question."""
 
     def __init__(self, truths: dict[str, Truth]) -> None:
         self.truths = truths
         self.counts: collections.Counter[str] = collections.Counter()
 
     def count(self, name: str) -> None:
-        """Count one more of what has a name."""
+        """Add one to the count of `name`."""
         self.counts[name] += 1
 
     def check(self, question: str, seen: Truth) -> None:
@@ -230,7 +230,7 @@ class Tally:
         self.count("reply: same as alone" if same else "reply: wrong")
 
     def read(self, question: str, lines: Iterator[str]) -> None:
-        """Read a reply to its end and check it; count it as failed if it has none."""
+        """Read a reply to its end and check it; count it as failed if it is cut."""
         try:
             self.check(question, read_reply(lines))
         except LoadError as error:
@@ -251,7 +251,7 @@ RUBBISH = (
 
 
 def vanish(url: str, sent: bytes, reads: bool) -> None:
-    """Send a request, all of it or not, read a little or nothing, and cut the connection."""
+    """Send a whole request or a part, read a little if `reads`, and reset the connection."""
     place = urlsplit(url)
     with socket.create_connection((place.hostname, place.port), timeout=10) as cut:
         cut.sendall(sent)
@@ -261,18 +261,18 @@ def vanish(url: str, sent: bytes, reads: bool) -> None:
 
 # %% ../../nbs/measure/bench_backend.ipynb #behave
 JSON = {"Content-Type": "application/json"}
-KINDS = {"ask": 8, "leave": 3, "vanish": 2, "half": 1, "rubbish": 2}  # how often, of 16
+KINDS = {"ask": 8, "leave": 3, "vanish": 2, "half": 1, "rubbish": 2}  # weights, of 16
 
 
 class Client:
-    """One of the crowd: does something, again and again, and counts what came of it."""
+    """One client of the load: repeats random actions and counts the results."""
 
     def __init__(self, url: str, number: int, truths: dict[str, Truth]) -> None:
         self.url, self.tally = url, Tally(truths)
         self.chance = random.Random(number)  # noqa: S311
 
     def run(self, seconds: float) -> collections.Counter[str]:
-        """Go on for so many seconds; return the counts."""
+        """Act for `seconds`; return the counts."""
         until = time.monotonic() + seconds
         with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as http:
             while time.monotonic() < until:
@@ -282,7 +282,7 @@ class Client:
         return self.tally.counts
 
     def act(self, kind: str, http: httpx.Client) -> None:
-        """Do what a kind says: `vanish` in mid-reply, `half` in mid-request."""
+        """Do one action; `vanish` disconnects during the reply, `half` during the request."""
         question = self.chance.choice(QUESTIONS)
         if kind == "vanish":
             vanish(self.url, request_of(body_of(question)), reads=True)
@@ -307,14 +307,14 @@ PAUSE_S = 0.1
 
 
 def watch_health(url: str, seconds: float) -> list[float]:
-    """Return the seconds that each of the health checks took, over so many seconds."""
+    """Check the health of a backend for `seconds`; return the seconds that each check took."""
     found, until = [], time.monotonic() + seconds
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     while time.monotonic() < until:
         started = time.perf_counter()
         connection.request("GET", "/")
         if connection.getresponse().read() != b'{"status":"OK!"}':
-            raise LoadError("The health check answered something else.")
+            raise LoadError(f"The health check at {url} did not answer OK!")
         found.append(time.perf_counter() - started)
         time.sleep(PAUSE_S)
     connection.close()
@@ -340,7 +340,7 @@ def gauge(url: str) -> float:
 
 
 def settle(url: str) -> float:
-    """Return after how many seconds the backend made no more replies, or when time was up."""
+    """Return the seconds until the backend makes no replies, or until `LONGEST_SETTLE_S`."""
     began = time.monotonic()
     while gauge(url) and time.monotonic() - began < LONGEST_SETTLE_S:
         time.sleep(0.05)
@@ -348,7 +348,7 @@ def settle(url: str) -> float:
 
 
 def share(values: Sequence[float], percent: float) -> float:
-    """Return the value that so many percent of the values do not exceed."""
+    """Return the percentile `percent` of the values."""
     return float(pd.Series(values).quantile(percent / 100))
 
 # %% ../../nbs/measure/bench_backend.ipynb #find-truths
@@ -370,7 +370,7 @@ def find_truths(url: str) -> dict[str, Truth]:
 def let_loose(
     url: str, truths: dict[str, Truth], clients: int, seconds: float
 ) -> collections.Counter[str]:
-    """Let so many clients do as they do for so many seconds; return what they counted."""
+    """Run `clients` clients for `seconds`; return the sum of their counts."""
     members = [Client(url, number, truths) for number in range(clients)]
     with ThreadPoolExecutor(clients) as crowd:
         counted = list(crowd.map(lambda member: member.run(seconds), members))
@@ -380,7 +380,7 @@ def let_loose(
 def measure_crowd(
     environment: dict[str, str], clients: int = CLIENTS, seconds: float = SECONDS
 ) -> dict[str, Any]:
-    """Return what so many clients saw of a backend, and what the watchers saw meanwhile."""
+    """Run the clients and the watchers on a backend; return what both measured."""
     stop, context = threading.Event(), multiprocessing.get_context("spawn")
     with (
         serve(EXACT | environment) as server,
@@ -395,7 +395,7 @@ def measure_crowd(
         try:
             counts = let_loose(server.url, truths, clients, seconds)
         finally:
-            stop.set()  # or an error of a client would wait for the watcher
+            stop.set()  # else an error of a client would wait for the watcher
         settled_s = settle(server.url)
         megabytes = memory.result()
         third = max(1, len(megabytes) // 3)
@@ -417,7 +417,7 @@ def measure_crowd(
 
 # %% ../../nbs/measure/bench_backend.ipynb #require-no-failure
 def require_no_failure(counts: dict[str, int]) -> None:
-    """Raise `LoadError` if a reply was wrong or failed, or the answer was a 5xx."""
+    """Raise `LoadError` if a reply was wrong or failed, or a status was a 5xx."""
     bad = ("reply: wrong", "failed", "status 5")
     found = [f"{count} x {name}" for name, count in counts.items() if name.startswith(bad)]
     if found:

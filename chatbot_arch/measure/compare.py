@@ -42,12 +42,12 @@ def start(
 
 
 def ask_dtype(url: str) -> str:
-    """Return what a backend says of its weights' dtype."""
+    """Return the dtype that a backend reports for its weights; empty if it reports none."""
     return httpx.get(f"{url}/ready", trust_env=False).raise_for_status().json().get("dtype", "")
 
 # %% ../../nbs/measure/compare.ipynb #visit-type
 class CompareError(settings.ChatbotError):
-    """Say at which architecture a comparison failed, and what its page showed."""
+    """A comparison failed or cannot start; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Visit:
     """What one start of an architecture showed; times in seconds, memory in MB."""
 
     architecture: str
-    page_s: float  # from start to a page with a box to ask in
+    page_s: float  # from start to a page with a chat input
     first_answer_s: float  # from start to the whole first reply on the page
-    first_word_s: list[float]  # from asking to seeing a reply's beginning, the first one left out
-    reply_s: list[float]  # from asking to seeing all of a reply, the first one left out
+    first_word_s: list[float]  # from question to first words, without the first question
+    reply_s: list[float]  # from question to whole reply, without the first question
     memory_mb: float  # of all processes together, after the last reply
     processes: int
     replies: list[str]
-    dtype: str = ""  # of the weights, as the backend says; the monolith was given the same
+    dtype: str = ""  # of the weights, as the backend reports it; the monolith gets the same
 
 # %% ../../nbs/measure/compare.ipynb #visit
 def visit(
@@ -189,7 +189,7 @@ def compare_replies(visits: Sequence[Visit]) -> str:
     different = [pair for pair in pairs if pair[0] != pair[1]]
     sentence = f"Same reply from both: {len(pairs) - len(different)} of {len(pairs)}."
     if different:
-        sentence += f" The first that differs: {different[0][0]!r} and {different[0][1]!r}."
+        sentence += f" First difference: {different[0][0]!r} and {different[0][1]!r}."
     return sentence
 
 # %% ../../nbs/measure/compare.ipynb #describe-machine
@@ -249,7 +249,7 @@ class Results:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for results; raise `CompareError` if none can be there."""
+    """Create a folder for results; raise `CompareError` if it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
@@ -285,7 +285,7 @@ body {{ padding: 0 1rem }} tr {{ border-bottom: 1px solid #ccc }} img {{ max-wid
 
 # %% ../../nbs/measure/compare.ipynb #to-html
 def to_html(results: Results) -> str:
-    """Return the results as one HTML page, which shows `compare.png` beside it."""
+    """Return the results as one HTML page, which shows `compare.png` from the same folder."""
     facts = {**results.machine, **results.settings, **results.versions}
     where = f"{results.date}, <code>{results.command}</code>: " + ", ".join(
         html.escape(f"{name} {value}") for name, value in facts.items()

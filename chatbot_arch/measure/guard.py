@@ -18,11 +18,11 @@ def wait_for_end(server: subprocess.Popen[bytes]) -> None:
     """Return when the server has ended or standard input is closed."""
     noticed, notice = os.pipe()
     os.set_blocking(notice, False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # a signal without handler is lost
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # without a handler, it is lost
     signal.set_wakeup_fd(notice)
     while server.poll() is None:
         readable, _, _ = select.select([0, noticed], [], [])
-        if 0 in readable and not os.read(0, 1):  # standard input's number
+        if 0 in readable and not os.read(0, 1):  # 0 is standard input
             return
         if noticed in readable:
             os.read(noticed, 1)
@@ -44,7 +44,7 @@ def run_guarded(command: list[str], grace_s: float = STOP_GRACE_S) -> int:
     """Run a command until it ends or standard input is closed; return its exit status."""
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
     wait_for_end(server)
-    server.terminate()  # nothing, if it has ended
+    server.terminate()  # does nothing if it has ended
     try:
         return server.wait(grace_s)
     except subprocess.TimeoutExpired:

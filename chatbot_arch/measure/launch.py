@@ -33,17 +33,17 @@ import chatbot_arch.settings as settings
 
 # %% ../../nbs/measure/launch.ipynb #find-session
 def find_session(number: int) -> list[psutil.Process]:
-    """Return the processes of a session that are alive, without its leader."""
+    """Return the live processes of a session, without its leader."""
     found = []
     for pid in psutil.pids():
-        with contextlib.suppress(OSError, psutil.NoSuchProcess):  # ended meanwhile, or not ours
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):  # has ended, or is not ours
             if pid != number and os.getsid(pid) == number:
                 found.append(psutil.Process(pid))
     return [process for process in found if is_alive(process)]
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Return whether a process runs: one that ended and was not waited for does not."""
+    """Return whether a process is running; a zombie is not."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -51,12 +51,12 @@ def is_alive(process: psutil.Process) -> bool:
 
 # %% ../../nbs/measure/launch.ipynb #server
 class LaunchError(settings.ChatbotError):
-    """Say which server did not start or did not become ready, with the end of its log."""
+    """A server did not become ready or has ended; the message shows the end of its log."""
 
 
 @dataclass
 class Server:
-    """One process of an architecture, under its guard, and how long it may take to end."""
+    """One server of an architecture under its guard; it may take `grace_s` seconds to end."""
 
     name: str
     url: str
@@ -75,15 +75,15 @@ class Server:
         """Return the server's processes that are alive; the guard is never among them."""
         number = self.process.pid  # not given again while its session lives
         if self.process.poll() is not None and psutil.pid_exists(number):
-            return []  # the session has ended, and its number is another process's
+            return []  # the session has ended; another process has its number
         return find_session(number)
 
     def memory_mb(self) -> float:
-        """Return the memory of its processes in MB: proportional set size where there is one."""
+        """Return the memory of its processes in MB: proportional set size where available."""
         return sum(map(process_memory_mb, self.processes()))
 
     def cpu_s(self) -> float:
-        """Return the seconds that its processes have kept a core busy, to a hundredth."""
+        """Return the CPU time of its processes in seconds, to a hundredth."""
         times = [process.cpu_times() for process in self.processes()]
         return sum(each.user + each.system for each in times)
 
@@ -96,9 +96,9 @@ def start_server(
     environment: dict[str, str],
     grace_s: float = guard.STOP_GRACE_S,
 ) -> Server:
-    """Start a command under a guard, its output going to a temporary log file.
+    """Start a command under a guard; write its output to a temporary log file.
 
-    When it is stopped, it is killed if it has not ended after `grace_s`.
+    `stop_server` kills it if it has not ended after `grace_s` seconds.
     """
     log = Path(tempfile.mkdtemp(prefix=f"chatbot-{name}-")) / "log.txt"
     with log.open("wb") as output:
@@ -108,7 +108,7 @@ def start_server(
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
-            start_new_session=True,  # Ctrl-C is for the launcher, which then stops its servers
+            start_new_session=True,  # Ctrl-C reaches only the launcher, which stops its servers
         )
     given = list(command), environment
     return Server(name, url, f"{url}{ready_path}", process, *given, log, grace_s)
@@ -118,7 +118,7 @@ GUARD_SPARE_S = 5.0  # for the guard to end after its server
 
 
 def kill_server(server: Server) -> None:
-    """End a server and its guard at once, and remove its log; return when both are gone."""
+    """Kill a server and its guard, and remove its log; return when both are gone."""
     server.process.kill()
     while left := server.processes():
         for process in left:
@@ -130,9 +130,9 @@ def kill_server(server: Server) -> None:
 
 
 def stop_server(server: Server) -> None:
-    """End a server and its guard, and remove its log; return when both are gone.
+    """Stop a server and its guard, and remove its log; return when both are gone.
 
-    It has `grace_s` to finish what is under way; after that it is killed.
+    The server has `grace_s` seconds to finish; after that it is killed.
     """
     server.process.stdin.close()
     try:
@@ -149,11 +149,11 @@ def stop_server(server: Server) -> None:
 
 # %% ../../nbs/measure/launch.ipynb #find-free-port
 HOST = "127.0.0.1"
-PORTS = range(20_000, 32_768)  # Linux, macOS and Windows give higher ones to connections
+PORTS = range(20_000, 32_768)  # below the ephemeral range of Linux, macOS and Windows
 
 
 def is_free(port: int) -> bool:
-    """Return whether a server may take a port of loopback."""
+    """Return whether a server can bind a port on loopback."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with contextlib.suppress(OSError):
@@ -166,12 +166,12 @@ def find_free_port(preferred: int = 0) -> int:
     """Return `preferred` if it is free on loopback, else another free port."""
     if preferred and is_free(preferred):
         return preferred
-    drawn = random.SystemRandom().sample(PORTS, len(PORTS))  # two launchers draw differently
+    drawn = random.SystemRandom().sample(PORTS, len(PORTS))  # two launchers rarely choose the same
     return next(port for port in drawn if is_free(port))
 
 # %% ../../nbs/measure/launch.ipynb #wait-until-ready
 def is_ready(server: Server) -> bool:
-    """Ask the server's ready address once; no connection and any error status mean no."""
+    """Request the ready URL once; return whether it answered without an error status."""
     try:
         with requests.Session() as session:
             session.trust_env = False  # no proxy for loopback
@@ -225,17 +225,17 @@ class App:
         return self
 
     def memory_mb(self) -> float:
-        """Return the memory of all servers in MB: proportional set size where there is one."""
+        """Return the memory of all servers in MB: proportional set size where available."""
         return sum(server.memory_mb() for server in self.servers)
 
     def cpu_s(self) -> float:
-        """Return the seconds that all servers have kept a core busy, to a hundredth."""
+        """Return the CPU time of all servers in seconds, to a hundredth."""
         return sum(server.cpu_s() for server in self.servers)
 
     def stop(self) -> None:
-        """End the backend once its replies have ended, then the page; twice does nothing.
+        """Stop the backend after its replies, then the page; a second call does nothing.
 
-        The monolith's replies are cut. An interrupt does not wait: all are killed.
+        The monolith's replies are cut off. An interrupt kills all servers at once.
         """
         try:
             for server in self.servers:
@@ -281,14 +281,14 @@ def backend_command(port: int, target: str = BACKENDS["microservices"]) -> list[
     return [sys.executable, "-m", "uvicorn", target, "--host", HOST, "--port", str(port)]
 
 # %% ../../nbs/measure/launch.ipynb #start-backend
-EXIT_SPARE_S = 7.0  # for clients to read how their replies ended, and for the process to exit
+EXIT_SPARE_S = 7.0  # for clients to read the last event, and for the process to exit
 
 
 def backend_grace_s(environment: dict[str, str]) -> float:
-    """Return how long a backend with these settings may take to end."""
+    """Return the seconds that a backend with these settings may take to end."""
     longest_s = settings.Settings.model_fields["ending_timeout_s"].default
     given = {**os.environ, **environment}.get("CHATBOT_ENDING_TIMEOUT_S")
-    with contextlib.suppress(ValueError):  # of which the backend complains
+    with contextlib.suppress(ValueError):  # the backend itself reports it
         longest_s = float(given or longest_s)
     return longest_s + EXIT_SPARE_S
 
@@ -316,10 +316,10 @@ def start(
     page_port: int = 0,
     backend_port: int = 0,
 ) -> App:
-    """Start an architecture on loopback, stopping one of the same kind; do not wait for it.
+    """Start an architecture on loopback without waiting; stop one of the same kind first.
 
-    `environment` holds settings for all its processes; for a port of 0, or one that is taken, a
-    free one is used.
+    `environment` holds settings for all its processes. A port that is 0 or taken is replaced by
+    a free one.
     """
     if architecture in _running:
         _running.pop(architecture).stop()
@@ -378,7 +378,7 @@ def main() -> None:
                 watch(app.wait_until_ready())
             except KeyboardInterrupt:
                 print(
-                    "Stopping; a backend finishes its replies (Ctrl-C again: at once) ...",
+                    "Stopping; a backend finishes its replies (Ctrl-C again to stop now) ...",
                     flush=True,
                 )
                 raise

@@ -24,11 +24,11 @@ from websockets.sync.client import connect
 
 # %% ../../nbs/measure/users.ipynb #read-bubble
 class PageError(Exception):
-    """Say what a page showed instead of a reply, or that it showed nothing in time."""
+    """A page could not be opened, or showed an error or nothing instead of a reply in time."""
 
 
 class Bubble(NamedTuple):
-    """A message as the page draws it; the key stays with the message."""
+    """A chat message as the page draws it; a message keeps its key."""
 
     key: str
     text: str
@@ -46,7 +46,7 @@ def read_bubble(element: Element) -> Bubble | None:
 
 # %% ../../nbs/measure/users.ipynb #read-complaint
 def read_complaint(element: Element) -> str | None:
-    """Return the sentence of an error box or of an exception, or None if it is neither."""
+    """Return the text of an error or exception box, or None for another element."""
     kind = element.WhichOneof("type")
     if kind == "alert" and element.alert.format == Alert.ERROR:
         return element.alert.body
@@ -56,10 +56,10 @@ def read_complaint(element: Element) -> str | None:
 
 # %% ../../nbs/measure/users.ipynb #kept
 class Kept(dict[str, bytes]):
-    """The frames that a page may refer to by their hash, as the browser keeps them."""
+    """The frames that a page may refer to by hash, as a browser keeps them."""
 
     def read(self, frame: bytes) -> ForwardMsg:
-        """Return the message of a frame, and keep it if the page says so."""
+        """Return the message of a frame; keep the frame if it is marked cacheable."""
         message = ForwardMsg.FromString(frame)
         if message.WhichOneof("type") == "ref_hash":
             place, message = message.metadata, ForwardMsg.FromString(self[message.ref_hash])
@@ -76,7 +76,7 @@ class Connection:
     """The WebSocket of one open page, on the browser's side."""
 
     def __init__(self, page_url: str) -> None:
-        """Open the page of an address; raise `PageError` if there is none."""
+        """Connect to the page at `page_url`; raise `PageError` if none answers."""
         address, _, self.query = page_url.partition("?")
         self.received_bytes, self._kept, self._leaving = 0, Kept(), ExitStack()
         stream = address.rstrip("/").replace("http", "ws", 1) + "/_stcore/stream"
@@ -85,10 +85,10 @@ class Connection:
             connecting = connect(stream, subprotocols=["streamlit"], **options)
             self._socket = self._leaving.enter_context(connecting)
         except (OSError, WebSocketException) as error:
-            raise PageError(f"No page answers at {page_url}: {error}.") from error
+            raise PageError(f"No page answers at {page_url}: {error}. Start it first.") from error
 
     def send(self, state: ClientState) -> None:
-        """Ask the page to run its script; raise `PageError` if the page is gone."""
+        """Have the page run its script; raise `PageError` if the connection is closed."""
         message = BackMsg(rerun_script=state)
         message.rerun_script.query_string = self.query
         message.rerun_script.cached_message_hashes.extend(self._kept)
@@ -98,7 +98,7 @@ class Connection:
             raise PageError("The page closed the connection.") from error
 
     def receive(self, timeout_s: float) -> ForwardMsg | None:
-        """Return the page's next message, or None after `timeout_s`; `PageError` if it is gone."""
+        """Return the next message, or None after `timeout_s`; raise `PageError` if closed."""
         try:
             frame = self._socket.recv(timeout=max(0, timeout_s))
         except TimeoutError:
@@ -112,25 +112,25 @@ class Connection:
         return message
 
     def close(self) -> None:
-        """Leave the page."""
+        """Close the connection."""
         self._leaving.close()
 
 # %% ../../nbs/measure/users.ipynb #timers
-FAST_S = 0.5  # a part that is run again as often as this belongs to a reply under way
+FAST_S = 0.5  # a fragment that runs at least this often belongs to a running reply
 
 
 class Timers:
-    """What a page wants to be run again and how often, as the browser's timers keep it."""
+    """The fragments that a page wants to run again and how often, like the browser's timers."""
 
     def __init__(self) -> None:
-        self._interval_s: dict[str, float] = {}  # by the part's id
+        self._interval_s: dict[str, float] = {}  # by the fragment's id
         self._next: dict[str, float] = {}
 
     def note(self, message: ForwardMsg, now: float) -> None:
-        """Start and stop timers as a message says; to ask for the same again changes nothing."""
+        """Start and stop timers as a message says; a repeated request changes nothing."""
         kind = message.WhichOneof("type")
         if kind == "new_session" and not message.metadata.run.fragment_ids:
-            self._interval_s.clear()  # the whole script will say anew
+            self._interval_s.clear()  # the whole script requests its timers again
         elif kind == "stop_auto_rerun":
             for part in message.stop_auto_rerun.fragment_ids:
                 self._interval_s.pop(part, None)
@@ -144,25 +144,25 @@ class Timers:
         return min((self._next[part] for part in self._interval_s), default=math.inf)
 
     def due(self, now: float) -> list[str]:
-        """Return the parts to run again now; one that is late is not made up for."""
+        """Return the fragments to run again now; a missed run is not made up for."""
         parts = [part for part in self._interval_s if self._next[part] <= now]
         for part in parts:
             self._next[part] = max(self._next[part] + self._interval_s[part], now)
         return parts
 
     def any_fast(self) -> bool:
-        """Return whether a reply is under way."""
+        """Return whether a reply is still being made."""
         return any(interval_s <= FAST_S for interval_s in self._interval_s.values())
 
 # %% ../../nbs/measure/users.ipynb #watch
 RERUN_FOLLOWS = ForwardMsg.FINISHED_EARLY_FOR_RERUN
-SILENCE_S = 0.1  # for the run that a timer's last request may make to begin
+SILENCE_S = 0.1  # for a run that a timer's last message may start
 
 
 def watch(page: Connection, timeout_s: float) -> Iterator[ForwardMsg]:
-    """Yield the page's messages from the next start of its whole script until it rests.
+    """Yield the page's messages from the next run of its whole script until it rests.
 
-    Runs again what wants to be run again. Raises `PageError` after `timeout_s`.
+    Sends the reruns that the page requests. Raises `PageError` after `timeout_s` seconds.
     """
     heard, deadline = time.monotonic(), time.monotonic() + timeout_s
     timers, started, finished, is_part, silence_s = Timers(), False, False, False, 0.0
@@ -179,11 +179,11 @@ def watch(page: Connection, timeout_s: float) -> Iterator[ForwardMsg]:
         heard, kind = time.monotonic(), message.WhichOneof("type")
         started = started or (kind == "new_session" and not message.metadata.run.fragment_ids)
         if not started:
-            continue  # left over from a run before
+            continue  # from an earlier run
         timers.note(message, heard)
         if kind == "new_session":
             finished, is_part = False, bool(message.metadata.run.fragment_ids)
-        elif kind == "script_finished":  # a late part may end early, and nothing follows
+        elif kind == "script_finished":  # a late fragment may end early with no run after it
             finished = is_part or message.script_finished != RERUN_FOLLOWS
             silence_s = SILENCE_S if is_part else silence_s
         yield message
@@ -196,24 +196,24 @@ def drawn(message: ForwardMsg) -> Element:
 
 # %% ../../nbs/measure/users.ipynb #answer
 class Answer(NamedTuple):
-    """A reply as a user saw it, and the seconds from asking to each change of its text."""
+    """A reply as a user saw it, and the seconds from the question to each change of its text."""
 
     text: str
     updates_s: tuple[float, ...]
 
     @property
     def first_s(self) -> float:
-        """Return the seconds from asking to the first words."""
+        """Return the seconds from the question to the first words."""
         return self.updates_s[0]
 
     @property
     def reply_s(self) -> float:
-        """Return the seconds from asking to the last words."""
+        """Return the seconds from the question to the last words."""
         return self.updates_s[-1]
 
 
 class Reading:
-    """What one user sees of a page from asking on; `seen` holds the keys of older bubbles."""
+    """What one user sees of a page after a question; `seen` holds the keys of older bubbles."""
 
     def __init__(self, seen: set[str]) -> None:
         self.started, self.seen = time.perf_counter(), seen
@@ -222,9 +222,9 @@ class Reading:
         self.complaint = ""
 
     def note(self, message: ForwardMsg) -> None:
-        """Look at what a message draws."""
+        """Record what a message draws."""
         if message.WhichOneof("type") == "new_session":
-            self.complaint = ""  # of a run before
+            self.complaint = ""  # of an earlier run
         self.complaint = read_complaint(drawn(message)) or self.complaint
         bubble = read_bubble(drawn(message))
         if bubble is None or bubble.key in self.seen:
@@ -236,7 +236,7 @@ class Reading:
             self.answer = Answer(bubble.text, (*known.updates_s, now_s))
 
     def has_begun(self) -> bool:
-        """Return whether the page has drawn the question, or why it does not answer."""
+        """Return whether the page has drawn the question or an error."""
         return bool(self.keys or self.complaint)
 
 # %% ../../nbs/measure/users.ipynb #read-page
@@ -284,13 +284,13 @@ class PageUser:
         return len(self._seen)
 
     def ask(self, question: str) -> Answer:
-        """Ask, and return the reply once the page rests; raise `PageError` if it shows none."""
+        """Ask, and return the reply once the page rests; raise `PageError` if it shows no reply."""
         until, reading = time.monotonic() + self.timeout_s, Reading(self._seen)
         asked = ClientState()
         box = asked.widget_states.widgets.add()
         box.id, box.chat_input_value.data = self._box_id, question
         self.page.send(asked)
-        while not reading.has_begun():  # a run from before, such as a late timer's, may come first
+        while not reading.has_begun():  # an earlier run, such as a late timer's, may come first
             for message in watch(self.page, until - time.monotonic()):
                 reading.note(message)
         self._seen |= reading.keys
