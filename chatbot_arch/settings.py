@@ -103,6 +103,7 @@ class Settings(BaseSettings):
     model: str = EMBEDDED_MODEL
     engine: Literal["transformers", "llamacpp", "fake"] = "transformers"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    threads: int = Field(0, ge=0)  # that compute; 0: as many as there are cores
     system_prompt: str = ""
     max_new_tokens: int = Field(256, ge=1)  # longest reply of a chat model
     reply_timeout_s: float = Field(120, gt=0)  # then the reply ends with the text so far

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import math
+import os
 import queue
 import shutil
 import subprocess
@@ -151,6 +152,26 @@ def test_llama_cpps_batch_changes_only_what_was_nearly_a_tie() -> None:
         # 8-bit sums in another order moved what was up to 0.5 apart. With the neighbours' replies
         # instead, five of the sixteen gaps are larger than 2.
         assert max(gaps, default=0) < 2, gaps
+
+
+def test_llama_cpp_computes_with_as_many_threads_as_are_set() -> None:
+    with closing(load_llamacpp(threads=1)) as asked:
+        protocol.complete(asked, TALKS[0], protocol.Options(max_new_tokens=8))
+        started, used_s = time.monotonic(), time.process_time()
+        protocol.complete(asked, TALKS[0], protocol.Options(max_new_tokens=48))
+        cores = (time.process_time() - used_s) / (time.monotonic() - started)
+    assert cores < 1.5  # two threads take nearly 2, on a busy machine less; one never more
+
+
+def test_transformers_computes_with_as_many_threads_as_are_set() -> None:
+    code = (
+        "import chatbot_arch.engines.local as local, chatbot_arch.settings as settings, torch;"
+        "local.load_engine(settings.read_settings()).close(); print(torch.get_num_threads())"
+    )
+    environment = {**os.environ, "CHATBOT_MODEL": TINY, "CHATBOT_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "1"
 
 
 def test_reply_is_what_the_library_generates(decoder: continuous.DecoderEngine) -> None:
@@ -547,7 +568,7 @@ def test_closed_blenderbot_tells_who_answers_and_who_waits() -> None:
 def test_model_that_the_library_cannot_run_is_a_sentence(
     name: str, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
         raise ValueError("this architecture is not supported")
 
     monkeypatch.setattr(continuous if name == "transformers" else llamacpp, broken, refuse)

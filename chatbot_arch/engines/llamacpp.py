@@ -35,9 +35,12 @@ CONTEXT_TOKENS = 16_384  # of all replies together
 PROMPT_TOKENS_PER_STEP = 256
 
 
-def start_server(gguf: Path, key: str, share_prefixes: bool = True) -> "xllamacpp.Server":
+def start_server(
+    gguf: Path, key: str, share_prefixes: bool = True, threads: int = 0
+) -> "xllamacpp.Server":
     """Load a GGUF file into a server whose HTTP side requires `key`.
 
+    It computes with `threads` threads, or with one for each core if that is 0.
     Raises `ModelError` if the package is missing, `RuntimeError` if the file cannot be loaded.
     """
     try:
@@ -53,6 +56,7 @@ def start_server(gguf: Path, key: str, share_prefixes: bool = True) -> "xllamacp
     params.n_batch = params.n_ubatch = PROMPT_TOKENS_PER_STEP
     params.cache_prompt = share_prefixes
     params.api_keys = [key]
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or -1
     params.verbosity = -1
     return xllamacpp.Server(params)
 
@@ -299,11 +303,12 @@ class LlamaCppEngine(prompts.Windowed):
         max_new_tokens: int = 256,
         reply_timeout_s: float = 120,
         share_prefixes: bool = True,
+        threads: int = 0,
     ) -> None:
         from gguf import GGUFReader
 
         key = secrets.token_urlsafe()
-        server = start_server(gguf, key, share_prefixes)
+        server = start_server(gguf, key, share_prefixes, threads)
         file = GGUFReader(gguf)
         self.completions = Completions(server)
         self.client = ServerClient(server.listening_address, key, reply_timeout_s)

@@ -52,7 +52,7 @@ def load_with_transformers(choice: settings.Settings, report: Report) -> protoco
     source = weights.locate_model(choice)
     report("reading the weights")
     dtype = None if choice.dtype == "auto" else choice.dtype
-    network, tokenizer = networks.load_transformers(source, dtype)
+    network, tokenizer = networks.load_transformers(source, dtype, choice.threads)
     if network.config.model_type == "blenderbot":
         return blenderbot.EncoderDecoderEngine(
             choice.model, network, tokenizer, choice.reply_timeout_s
@@ -74,7 +74,7 @@ def load_with_llamacpp(choice: settings.Settings, report: Report) -> protocol.En
     gguf = weights.locate_gguf(choice)
     report("reading the weights")
     return llamacpp.LlamaCppEngine(
-        choice.model, gguf, choice.max_new_tokens, choice.reply_timeout_s
+        choice.model, gguf, choice.max_new_tokens, choice.reply_timeout_s, threads=choice.threads
     )
 
 # %% ../../nbs/engines/local.ipynb #load-engine

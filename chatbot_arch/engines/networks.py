@@ -64,12 +64,17 @@ def load_in_this_thread(
 
 # %% ../../nbs/engines/networks.ipynb #load-transformers
 def load_transformers(
-    source: dict[str, str], dtype: "torch.dtype | None" = None
+    source: dict[str, str], dtype: "torch.dtype | str | None" = None, threads: int = 0
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a model and its tokenizer from `from_pretrained` arguments, onto the best device.
 
-    Default `dtype`: the device's native one for a decoder-only model, else float32.
+    Default `dtype`: the device's native one for a decoder-only model, else float32. If `threads`
+    is not 0, torch computes with as many in this process.
     """
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
     with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
         return pool.submit(load_in_this_thread, source, dtype).result()
 
