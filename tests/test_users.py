@@ -113,7 +113,7 @@ def test_page_that_never_rests_is_an_error_in_time() -> None:
 
 def test_run_from_before_is_not_taken_for_the_answer() -> None:
     user = users.PageUser("http://127.0.0.1:9", timeout_s=30)
-    user._seen = {"q0", "r0"}
+    user._bubbles = dict.fromkeys(("q0", "r0"))
     before = [begin("note"), end(), begin(), bubble("q0", "old", True), bubble("r0", "old"), end()]
     question, words = bubble("q1", "hello", True), [bubble("r1", "Hel"), bubble("r1", "Hello!")]
     user.page = ScriptedPage(*before, begin(), question, *words, words[1], end())

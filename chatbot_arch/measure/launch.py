@@ -6,7 +6,7 @@
 __all__ = ['GUARD_SPARE_S', 'HOST', 'PORTS', 'Architecture', 'PACKAGE', 'PAGES', 'BACKENDS', 'EXIT_SPARE_S', 'find_session',
            'is_alive', 'LaunchError', 'Server', 'start_server', 'kill_server', 'stop_server', 'is_free',
            'find_free_port', 'is_ready', 'wait_until_ready', 'process_memory_mb', 'App', 'page_command',
-           'backend_command', 'backend_grace_s', 'start_backend', 'start', 'restart', 'watch', 'main']
+           'backend_command', 'backend_grace_s', 'start_backend', 'start_app', 'start', 'restart', 'watch', 'main']
 
 # %% ../../nbs/measure/launch.ipynb #imports
 import argparse
@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import psutil
 import requests
@@ -252,7 +252,7 @@ class App:
         self.stop()
 
 # %% ../../nbs/measure/launch.ipynb #commands
-Architecture = Literal["monolith", "microservices", "article"]
+Architecture = Literal["monolith", "modular", "microservices", "article"]
 PACKAGE = Path(chatbot_arch.__file__).parent
 PAGES = {
     "monolith": "monolith.py",
@@ -261,6 +261,7 @@ PAGES = {
 }
 BACKENDS = {
     "microservices": "chatbot_arch.backend:app",
+    "modular": "chatbot_arch.modular:app",
     "article": "chatbot_arch.measure.article.backend:app",
 }
 
@@ -307,6 +308,34 @@ def start_backend(
     return start_server("backend", command, url, ready_path, environment, grace_s)
 
 # %% ../../nbs/measure/launch.ipynb #start
+def start_app(
+    architecture: Architecture,
+    environment: dict[str, str] | None = None,
+    page_port: int = 0,
+    backend_port: int = 0,
+    backends: int = 1,
+) -> App:
+    """Start an architecture on loopback without waiting.
+
+    `environment` holds settings for all its processes. A port that is 0 or taken is replaced by
+    a free one. Of several backends of the microservices, the page asks the first.
+    """
+    environment, servers = dict(environment or {}), []
+    port = find_free_port(page_port)
+    page_url = f"http://{HOST}:{port}"
+    if architecture == "modular":
+        command = backend_command(port, BACKENDS[architecture])
+        grace_s = backend_grace_s(environment)
+        server = start_server("page", command, page_url, "/api/ready", environment, grace_s)
+        return App(architecture, page_url, [server])
+    if architecture == "microservices":
+        servers += [start_backend(environment, backend_port) for _ in range(backends)]
+        environment["CHATBOT_BACKEND_URL"] = servers[0].url
+    command = page_command(PAGES[architecture], port)
+    servers.append(start_server("page", command, page_url, "/_stcore/health", environment))
+    return App(architecture, page_url, servers)
+
+
 _running: dict[str, App] = {}
 
 
@@ -316,22 +345,11 @@ def start(
     page_port: int = 0,
     backend_port: int = 0,
 ) -> App:
-    """Start an architecture on loopback without waiting; stop one of the same kind first.
-
-    `environment` holds settings for all its processes. A port that is 0 or taken is replaced by
-    a free one.
-    """
+    """Start an architecture as `start_app` does; stop one of the same kind first."""
     if architecture in _running:
         _running.pop(architecture).stop()
-    environment, servers = dict(environment or {}), []
-    if architecture == "microservices":
-        servers.append(start_backend(environment, backend_port))
-        environment["CHATBOT_BACKEND_URL"] = servers[0].url
-    port = find_free_port(page_port)
-    page_url = f"http://{HOST}:{port}"
-    command = page_command(PAGES[architecture], port)
-    servers.append(start_server("page", command, page_url, "/_stcore/health", environment))
-    _running[architecture] = App(architecture, page_url, servers)
+    ports = {"page_port": page_port, "backend_port": backend_port}
+    _running[architecture] = start_app(architecture, environment, **ports)
     return _running[architecture]
 
 # %% ../../nbs/measure/launch.ipynb #restart
@@ -367,7 +385,7 @@ def watch(app: App) -> None:
 def main() -> None:
     """Start an architecture and wait: the command `chatbot-launch`."""
     parser = argparse.ArgumentParser(description="Start one architecture of the chatbot.")
-    parser.add_argument("architecture", choices=list(PAGES))
+    parser.add_argument("architecture", choices=get_args(Architecture))
 
     def launch() -> None:
         architecture = parser.parse_args().architecture

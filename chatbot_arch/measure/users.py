@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['CLOSE_TIMEOUT_S', 'FAST_S', 'RERUN_FOLLOWS', 'SILENCE_S', 'PageError', 'Bubble', 'read_bubble', 'read_complaint',
-           'Kept', 'Connection', 'Timers', 'watch', 'drawn', 'Answer', 'Reading', 'read_page', 'PageUser']
+           'Kept', 'Connection', 'Timers', 'watch', 'drawn', 'Answer', 'Reading', 'read_page', 'asking', 'read_reply',
+           'PageUser']
 
 # %% ../../nbs/measure/users.ipynb #imports
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -215,9 +216,9 @@ class Answer(NamedTuple):
 class Reading:
     """What one user sees of a page after a question; `seen` holds the keys of older bubbles."""
 
-    def __init__(self, seen: set[str]) -> None:
+    def __init__(self, seen: Collection[str]) -> None:
         self.started, self.seen = time.perf_counter(), seen
-        self.keys: set[str] = set()
+        self.bubbles: dict[str, Bubble] = {}
         self.answer: Answer | None = None
         self.complaint = ""
 
@@ -229,7 +230,7 @@ class Reading:
         bubble = read_bubble(drawn(message))
         if bubble is None or bubble.key in self.seen:
             return
-        self.keys.add(bubble.key)
+        self.bubbles[bubble.key] = bubble
         known = self.answer or Answer("", ())
         if not bubble.is_user and (self.answer is None or bubble.text != known.text):
             now_s = time.perf_counter() - self.started
@@ -237,19 +238,47 @@ class Reading:
 
     def has_begun(self) -> bool:
         """Return whether the page has drawn the question or an error."""
-        return bool(self.keys or self.complaint)
+        return bool(self.bubbles or self.complaint)
 
 # %% ../../nbs/measure/users.ipynb #read-page
-def read_page(page: Connection, timeout_s: float) -> tuple[str, set[str]]:
-    """Run a page's script; return its box's id, empty if there is none, and its bubbles' keys."""
-    box_id, keys = "", set()
+def read_page(page: Connection, timeout_s: float) -> tuple[str, dict[str, Bubble]]:
+    """Run a page's script; return its box's id and its bubbles; raise `PageError` without a box."""
+    box_id, bubbles = "", {}
     page.send(ClientState())
     for message in watch(page, timeout_s):
         if drawn(message).WhichOneof("type") == "chat_input":
             box_id = drawn(message).chat_input.id
         if bubble := read_bubble(drawn(message)):
-            keys.add(bubble.key)
-    return box_id, keys
+            bubbles[bubble.key] = bubble
+    if not box_id:
+        raise PageError("The page has no chat input.")
+    return box_id, bubbles
+
+# %% ../../nbs/measure/users.ipynb #read-reply
+def asking(box_id: str, question: str) -> ClientState:
+    """Return what a browser sends when a question is entered into a box."""
+    asked = ClientState()
+    box = asked.widget_states.widgets.add()
+    box.id, box.chat_input_value.data = box_id, question
+    return asked
+
+
+def read_reply(
+    page: Connection,
+    asked: ClientState,
+    seen: Collection[str],
+    timeout_s: float,
+    on_text: Callable[[str], object],
+) -> Reading:
+    """Send a question and read until the page rests; call `on_text` with the text so far."""
+    until, reading = time.monotonic() + timeout_s, Reading(seen)
+    page.send(asked)
+    while not reading.has_begun():  # an earlier run, such as a late timer's, may come first
+        for message in watch(page, until - time.monotonic()):
+            reading.note(message)
+            if reading.answer:
+                on_text(reading.answer.text)
+    return reading
 
 # %% ../../nbs/measure/users.ipynb #page-user
 class PageUser:
@@ -257,15 +286,13 @@ class PageUser:
 
     def __init__(self, page_url: str, timeout_s: float = 120) -> None:
         self.page_url, self.timeout_s = page_url, timeout_s
-        self._box_id, self._seen = "", set[str]()
+        self._box_id, self._bubbles = "", dict[str, Bubble]()
 
     def __enter__(self) -> "PageUser":
         """Open the page; raise `PageError` if there is none or it has no chat input."""
         self.page = Connection(self.page_url)
         try:
-            self._box_id, self._seen = read_page(self.page, self.timeout_s)
-            if not self._box_id:
-                raise PageError(f"The page at {self.page_url} has no chat input.")
+            self.rerun()
         except BaseException:
             self.page.close()
             raise
@@ -279,21 +306,23 @@ class PageUser:
         """Return the page's address as it is now, which names the conversation."""
         return f"{self.page_url.partition('?')[0]}?{self.page.query}"
 
-    def count_messages(self) -> int:
-        """Return how many messages the page has drawn, questions and replies together."""
-        return len(self._seen)
+    def rerun(self) -> None:
+        """Have the page run its script, as a click does; return once it rests."""
+        self._box_id, self._bubbles = read_page(self.page, self.timeout_s)
 
-    def ask(self, question: str) -> Answer:
-        """Ask, and return the reply once the page rests; raise `PageError` if it shows no reply."""
-        until, reading = time.monotonic() + self.timeout_s, Reading(self._seen)
-        asked = ClientState()
-        box = asked.widget_states.widgets.add()
-        box.id, box.chat_input_value.data = self._box_id, question
-        self.page.send(asked)
-        while not reading.has_begun():  # an earlier run, such as a late timer's, may come first
-            for message in watch(self.page, until - time.monotonic()):
-                reading.note(message)
-        self._seen |= reading.keys
+    def replies(self) -> list[str]:
+        """Return the texts of the replies on the page, newest first."""
+        return [bubble.text for bubble in self._bubbles.values() if not bubble.is_user]
+
+    def ask(self, question: str, on_text: Callable[[str], object] = bool) -> Answer:
+        """Ask, and return the reply once the page rests; raise `PageError` if it shows no reply.
+
+        `on_text` is called with the reply's text so far at each message; what it raises ends this.
+        """
+        reading = read_reply(
+            self.page, asking(self._box_id, question), self._bubbles, self.timeout_s, on_text
+        )
+        self._bubbles |= reading.bubbles
         if reading.complaint or reading.answer is None:
             raise PageError(reading.complaint or f"The page at {self.page_url} showed no reply.")
         return reading.answer
