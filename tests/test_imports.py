@@ -16,7 +16,7 @@ import chatbot_arch
 PACKAGE = Path(chatbot_arch.__file__).parent
 ROOT = PACKAGE.parent
 # Besides these, every module but guard and users may import settings, and the apps tracing.
-APPS = ("utils", "monolith", "backend", "frontend")
+APPS = ("utils", "monolith", "backend", "frontend", "modular")
 MAY_IMPORT = {
     "settings": set(),
     "tracing": set(),
@@ -97,6 +97,41 @@ MAY_IMPORT = {
     "measure.live": {"measure.launch"},
     "measure.users": set(),
     "measure.compare": {"measure.launch", "measure.users", "engines.weights"},
+    "measure.load": {
+        "engines.protocol",
+        "engines.local",
+        "engines.remote",
+        "measure.launch",
+        "measure.users",
+    },
+    "measure.rounds": {"measure.launch", "measure.load"},
+    "measure.experiments": {"measure.launch", "measure.load", "measure.rounds", "measure.users"},
+    "measure.events": {
+        "measure.experiments",
+        "measure.launch",
+        "measure.load",
+        "measure.rounds",
+        "measure.users",
+    },
+    "measure.verdicts": set(),
+    "measure.claims": {"measure.events", "measure.experiments", "measure.verdicts"},
+    "measure.evidence": {
+        "measure.claims",
+        "measure.compare",
+        "measure.experiments",
+        "measure.launch",
+        "measure.rounds",
+        "measure.users",
+        "measure.verdicts",
+    },
+    "measure.report": {
+        "engines.weights",
+        "measure.claims",
+        "measure.compare",
+        "measure.evidence",
+        "measure.experiments",
+        "measure.verdicts",
+    },
     "measure.bench_backend": {"engines.protocol", "measure.launch", "measure.compare"},
     "measure.bench_pages": {"measure.launch", "measure.users", "measure.compare"},
     "measure.bench_engines": {
@@ -133,6 +168,7 @@ MAY_IMPORT = {
         "engines.local",
     },
     "frontend": {"utils", "engines.protocol", "engines.remote"},
+    "modular": {"utils", "backend"},
 }
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

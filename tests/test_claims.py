@@ -1,0 +1,220 @@
+"""The rule by which claims are judged, and how rows become verdicts."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import chatbot_arch.measure.claims as claims
+import chatbot_arch.measure.compare as compare
+import chatbot_arch.measure.evidence as evidence
+import chatbot_arch.measure.experiments as experiments
+import chatbot_arch.measure.report as report
+import chatbot_arch.measure.rounds as rounds
+import chatbot_arch.measure.users as users
+import chatbot_arch.measure.verdicts as verdicts
+
+HOLDS, FAILS = verdicts.HOLDS, verdicts.FAILS
+NO_DIFFERENCE, UNTOLD = verdicts.NO_DIFFERENCE, verdicts.UNTOLD
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "word"),
+    [
+        ("more", 1.11, 1.2, HOLDS),
+        ("more", 1.1, 1.2, UNTOLD),  # the margin itself is not beyond the margin
+        ("more", 0.95, 1.09, NO_DIFFERENCE),
+        ("more", 0.95, 1.1, UNTOLD),
+        ("more", 1 / 1.1, 1.05, FAILS),  # not above, though perhaps less
+        ("more", 0.5, 0.6, FAILS),
+        ("more", 0.5, 1.5, UNTOLD),
+        ("less", 0.5, 0.6, HOLDS),
+        ("less", 0.95, 1.05, NO_DIFFERENCE),
+        ("less", 1.2, 1.3, FAILS),
+        ("less", 0.8, 1.3, UNTOLD),
+        ("same", 0.95, 1.05, HOLDS),
+        ("same", 1.0, 1.0, HOLDS),
+        ("same", 0.95, 1.1, UNTOLD),
+        ("same", 1.11, 1.2, FAILS),
+        ("same", 0.5, 0.6, FAILS),
+    ],
+)
+def test_interval_is_judged_by_kind_and_margin(
+    kind: verdicts.Kind, low: float, high: float, word: str
+) -> None:
+    assert verdicts.judge_interval(kind, 1.1, low, high) == word
+
+
+@pytest.mark.parametrize(
+    ("n", "first", "last", "level"),
+    [(6, 1, 6, 0.969), (8, 1, 8, 0.992), (10, 2, 9, 0.979), (12, 3, 10, 0.961)],
+)
+def test_interval_comes_from_the_order_and_tells_its_level(
+    n: int, first: int, last: int, level: float
+) -> None:
+    interval = verdicts.interval_of([float(number) for number in range(n, 0, -1)])
+    assert (interval.low, interval.high, interval.n) == (first, last, n)
+    assert interval.level == pytest.approx(level, abs=0.001)
+
+
+def test_ties_keep_the_interval() -> None:
+    interval = verdicts.interval_of([1.2] * 5 + [1.3])
+    assert (interval.low, interval.median, interval.high) == (1.2, 1.2, 1.3)
+    assert verdicts.judge("more", 1.1, interval).word == HOLDS
+
+
+@pytest.mark.parametrize(
+    "ratios",
+    [[], [2.0] * 5, [2.0] * 5 + [math.nan], [2.0] * 5 + [math.inf], [2.0] * 11 + [0.0]],
+    ids=["none", "five", "nan", "zero-denominator", "zero"],
+)
+@pytest.mark.parametrize("kind", ["more", "less", "same"])
+def test_ratios_without_an_interval_cannot_be_told(
+    ratios: list[float], kind: verdicts.Kind
+) -> None:
+    assert verdicts.judge(kind, 1.1, verdicts.interval_of(ratios)).word == UNTOLD
+
+
+def test_margin_below_what_the_run_resolves_cannot_be_told() -> None:
+    clear = verdicts.interval_of([2.0] * 6)
+    assert verdicts.judge("more", 1.1, clear, resolved=1.1).word == HOLDS
+    assert verdicts.judge("more", 1.1, clear, resolved=1.11).word == UNTOLD
+
+
+def test_shape_against_itself_passes_unless_the_interval_is_beyond_the_margin() -> None:
+    assert verdicts.passes_itself(verdicts.interval_of([0.8, 0.9, 1.0, 1.1, 1.2, 1.3]), 1.1)
+    assert not verdicts.passes_itself(verdicts.interval_of([1.2] * 6), 1.1)
+    assert not verdicts.passes_itself(verdicts.interval_of([0.8] * 6), 1.1)
+
+
+@pytest.mark.parametrize(
+    ("truths", "word"),
+    [([True] * 2, HOLDS), ([False] * 2, FAILS), ([True, False], UNTOLD), ([True], UNTOLD)],
+)
+def test_count_must_be_the_same_in_every_round(truths: list[bool], word: str) -> None:
+    assert verdicts.judge_count(truths).word == word
+
+
+def rows_of(claim: claims.Claim, *pairs: tuple[float, float]) -> list[rounds.Row]:
+    """Return the rows of a claim's two shapes."""
+    name = claim.experiment.__name__
+    return [
+        rounds.Row(name, shape, claim.engine, number, claim.measure, value, 0.0, 1)
+        for number, pair in enumerate(pairs, 1)
+        for shape, value in zip(claim.shapes, pair, strict=True)
+    ]
+
+
+def keep(folder: Path, claim: claims.Claim, rows: list[rounds.Row]) -> evidence.Kept:
+    kept = evidence.Kept(folder / "part", "test")
+    kept.add(f"{claim.experiment.__name__}, {claim.engine}", 1.0, rows)
+    return kept
+
+
+# What a faulty build measures, for each of the timed faults: the pairs of the claim that it moves.
+SLOW_HOP = [(0.33, 0.38), (0.33, 0.39), (0.34, 0.39), (0.33, 0.38), (0.33, 0.38), (0.33, 0.39)]
+GOOD_HOP = [(0.333, 0.337), (0.334, 0.338), (0.333, 0.336), (0.334, 0.339), (0.333, 0.337)]
+BLOCKED = [(0.004, 0.9), (0.005, 1.1), (0.004, 1.0), (0.006, 0.9), (0.004, 1.2), (0.005, 1.0)]
+LEAK = [
+    (310.0, 470.0),
+    (312.0, 630.0),
+    (470.0, 640.0),
+    (632.0, 800.0),
+    (640.0, 960.0),
+    (800.0, 990.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "pairs", "word"),
+    [
+        ("1", SLOW_HOP, HOLDS),
+        ("1", [*GOOD_HOP, (0.333, 0.338)], NO_DIFFERENCE),
+        ("9", BLOCKED, HOLDS),
+        ("6", LEAK, FAILS),
+        ("12a", [(0, 1), (0, 1)], HOLDS),
+        ("12a", [(0, 0), (0, 0)], FAILS),
+        ("12a", [(0, 1), (0, 0)], UNTOLD),
+        ("15", [(1, 0), (1, 0)], HOLDS),
+        ("15", [(1, 1), (1, 1)], FAILS),
+        ("21", [(2, 1), (2, 1)], FAILS),
+        ("5", [(0.25, 1), (0.25, 1)], HOLDS),
+    ],
+)
+def test_recorded_rows_get_their_verdict(
+    tmp_path: Path, number: str, pairs: list[tuple[float, float]], word: str
+) -> None:
+    [claim] = claims.find_claims([number])
+    [judged] = evidence.judge_all(keep(tmp_path, claim, rows_of(claim, *pairs)), [claim], False)
+    assert judged.verdict == word
+
+
+def test_noise_of_the_first_shape_decides_what_can_be_told(tmp_path: Path) -> None:
+    [claim] = claims.find_claims(["1a"])
+    rows = rows_of(claim, *[(1.0, 3.0)] * 6)
+    for number, value in enumerate((0.4, 1.0, 1.1, 1.2, 0.9, 1.0), 1):
+        again = experiments.AGAIN + claim.shapes[0]
+        rows.append(rounds.Row("one_person", again, "fake", number, "first_s", value, 0.0, 1))
+    [judged] = evidence.judge_all(keep(tmp_path, claim, rows), [claim], False)
+    assert (judged.verdict, judged.resolved) == (UNTOLD, 2.5)
+
+
+def test_count_with_a_missing_value_cannot_be_told(tmp_path: Path) -> None:
+    [claim] = claims.find_claims(["12a"])
+    rows = [row for row in rows_of(claim, (0, 1), (0, 1)) if row.shape == "monolith"]
+    [judged] = evidence.judge_all(keep(tmp_path, claim, rows), [claim], False)
+    assert judged.verdict == UNTOLD
+
+
+def test_quick_form_names_what_it_leaves_out(tmp_path: Path) -> None:
+    [claim] = claims.find_claims(["14a"])
+    [judged] = evidence.judge_all(evidence.Kept(tmp_path / "part", "test"), [claim], quick=True)
+    assert judged.verdict == evidence.LEFT_OUT
+
+
+def one_row(bench: object, engine: str, scale: experiments.Scale) -> experiments.Rows:
+    yield [rounds.Row("one_row", "a", engine, 1, "value", 1.0, 0.0, 1)]
+
+
+def broken(bench: object, engine: str, scale: experiments.Scale) -> experiments.Rows:
+    yield [rounds.Row("broken", "a", engine, 1, "value", 1.0, 0.0, 1)]
+    raise users.PageError("The page closed the connection.")
+
+
+def test_interrupted_run_goes_on_and_failed_steps_are_tried_again(tmp_path: Path) -> None:
+    steps = [evidence.Step(each, "fake", (), 1.0) for each in (one_row, broken)]
+    kept = evidence.Kept(tmp_path / "part", "same")
+    evidence.run(steps, experiments.Scale(), {}, kept)
+    assert kept.steps["broken, fake"]["problem"] == "The page closed the connection."
+    with (tmp_path / "part").open("a") as file:
+        file.write('{"name": "cut off in the')  # as a killed process leaves it
+    evidence.run(steps[:1], experiments.Scale(), {}, evidence.Kept(tmp_path / "part", "same"))
+    again = evidence.Kept(tmp_path / "part", "same")
+    again.add("another, fake", 1.0, [])
+    assert list(evidence.Kept(tmp_path / "part", "same").steps) == [
+        "one_row, fake",
+        "another, fake",
+    ]
+    assert len(evidence.to_frame(again)) == 1
+    assert not evidence.Kept(tmp_path / "part", "another").steps
+
+
+def test_report_can_be_traced_to_its_rows(tmp_path: Path) -> None:
+    [claim] = claims.find_claims(["1"])
+    kept = keep(tmp_path, claim, rows_of(claim, *SLOW_HOP))
+    report.write({"form": "test"}, kept, [claim], False, tmp_path / "claims")
+    [record] = json.loads((tmp_path / "claims.json").read_text())["claims"]
+    assert record["verdict"] == HOLDS
+    assert record["rule"]["margin"] == claim.margin
+    traced = report.trace("1", tmp_path)
+    assert "0.39" in traced
+    with pytest.raises(compare.CompareError, match="no claim"):
+        report.trace("99", tmp_path)
+
+
+def test_plan_of_the_quick_form_is_within_eight_minutes_and_the_full_within_45() -> None:
+    for quick, most_min in ((True, 8), (False, 45)):
+        steps = evidence.plan(claims.find_claims(quick=quick), quick)
+        assert all(step.name in evidence.SECONDS for step in steps)
+        assert sum(step.seconds for step in steps) < most_min * 60
