@@ -4,19 +4,19 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TIMEOUT := $(shell command -v timeout)
 
-.PHONY: help compare claims claims-full test test-more bench-engines bench-backend bench-pages lab monolith microservices outputs clean
+.PHONY: help compare compare-full sabotage test test-more bench-engines bench-backend bench-pages lab monolith microservices outputs clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
-compare: $(INSTALLED)  ## start both architectures, ask both, print the table, write results/
+compare: $(INSTALLED)  ## judge the claims on this machine in eight minutes, write results/claims.*
 	$(BIN)/chatbot-compare
 
-claims: $(INSTALLED)  ## judge the claims in their quick form, write results/claims.*
-	$(BIN)/chatbot-claims
+compare-full: $(INSTALLED)  ## judge all claims, with more rounds and longer replies, in 45 minutes
+	$(BIN)/chatbot-compare --full
 
-claims-full: $(INSTALLED)  ## judge all claims, with more rounds and longer replies
-	$(BIN)/chatbot-claims --full
+sabotage: $(INSTALLED)  ## break the code on purpose, see which claims notice, write results/sabotage.json
+	$(BIN)/chatbot-sabotage
 
 # Two processes compute at once; torch's threads would otherwise wait by keeping a core busy.
 test: export OMP_WAIT_POLICY = PASSIVE

@@ -84,11 +84,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     threads = THREADS_PER_REPLY * choice.max_replies + SPARE_THREADS
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "reply"))
     state.answerer = local.LocalAnswerer(choice, renews=False)
-    with lifecycle.settling(state.answerer.loading.engine):
-        lifecycle.end_gracefully(app)
-        yield
-        state.answerer.close()
-        state.bodies.close()
+    state.answerer.loading.engine.add_done_callback(lifecycle.exit_if_failed)
+    lifecycle.end_gracefully(app)
+    yield
+    state.answerer.close()
+    state.bodies.close()
 
 # %% ../nbs/04_backend.ipynb #app
 app = FastAPIOffline(  # FastAPI, with a page of documentation that asks no other host

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
-from browser import arguments, require_browser
+from browser import require_browser
 from playwright.sync_api import Browser, sync_playwright
 
 import chatbot_arch.backend as backend
 import chatbot_arch.measure.launch as launch
+import chatbot_arch.measure.outside as outside
 
 ARCHITECTURES = ("monolith", "microservices")
 FAKE = {"CHATBOT_ENGINE": "fake"}
@@ -48,7 +49,9 @@ def browser() -> Iterator[Browser]:
     """Yield a headless browser; exit the test run with advice if there is none."""
     program = require_browser()
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=arguments())
+        opened = playwright.chromium.launch(
+            executable_path=program, args=outside.browser_arguments()
+        )
         yield opened
         opened.close()
 

@@ -13,7 +13,7 @@ import nbformat
 from check_sync import ROOT, list_files
 from nbclient import NotebookClient
 
-import chatbot_arch.measure.compare as compare
+import chatbot_arch.measure.results as results
 
 RESULT = ROOT / "results" / "hour.json"
 # The index is read first, although a folder lists it last.
@@ -59,10 +59,10 @@ def main() -> None:
     content = {
         "command": "python tests/hour.py",
         "date": datetime.date.today().isoformat(),
-        "machine": compare.describe_machine(),
+        "machine": results.describe_machine(),
         "notebooks": rows,
     }
-    compare.write_json(content, RESULT)
+    results.write_json(content, RESULT)
 
 
 if __name__ == "__main__":

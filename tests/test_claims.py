@@ -1,16 +1,23 @@
 """The rule by which claims are judged, and how rows become verdicts."""
 
+import io
 import json
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
+import pandas as pd
 import pytest
+from committed import committed_results, read_committed
 
 import chatbot_arch.measure.claims as claims
-import chatbot_arch.measure.compare as compare
 import chatbot_arch.measure.evidence as evidence
 import chatbot_arch.measure.experiments as experiments
+import chatbot_arch.measure.load as load
 import chatbot_arch.measure.report as report
+import chatbot_arch.measure.results as results
 import chatbot_arch.measure.rounds as rounds
 import chatbot_arch.measure.users as users
 import chatbot_arch.measure.verdicts as verdicts
@@ -115,7 +122,7 @@ def keep(folder: Path, claim: claims.Claim, rows: list[rounds.Row]) -> evidence.
 # What a faulty build measures, for each of the timed faults: the pairs of the claim that it moves.
 SLOW_HOP = [(0.33, 0.38), (0.33, 0.39), (0.34, 0.39), (0.33, 0.38), (0.33, 0.38), (0.33, 0.39)]
 GOOD_HOP = [(0.333, 0.337), (0.334, 0.338), (0.333, 0.336), (0.334, 0.339), (0.333, 0.337)]
-BLOCKED = [(0.004, 0.9), (0.005, 1.1), (0.004, 1.0), (0.006, 0.9), (0.004, 1.2), (0.005, 1.0)]
+BLOCKED = [(1.6, 1.3), (1.62, 1.4), (1.61, 1.3), (1.6, 1.35), (1.64, 1.3), (1.6, 1.4)]
 LEAK = [
     (310.0, 470.0),
     (312.0, 630.0),
@@ -125,20 +132,37 @@ LEAK = [
     (800.0, 990.0),
 ]
 
+KEPT_BY_EACH = [
+    (100.0, 260.0),
+    (260.0, 420.0),
+    (420.0, 580.0),
+    (580.0, 740.0),
+    (740.0, 900.0),
+    (900.0, 1060.0),
+]
+
 
 @pytest.mark.parametrize(
     ("number", "pairs", "word"),
     [
         ("1", SLOW_HOP, HOLDS),
         ("1", [*GOOD_HOP, (0.333, 0.338)], NO_DIFFERENCE),
-        ("9", BLOCKED, HOLDS),
+        ("9", [(0.01, 1.3), (0.02, 1.4)], HOLDS),
+        ("9", BLOCKED, FAILS),
         ("6", LEAK, FAILS),
+        ("6b", KEPT_BY_EACH, FAILS),
+        ("24", [(1, 1), (1, 1)], HOLDS),
+        ("24", [(1, 0), (1, 0)], FAILS),
         ("12a", [(0, 1), (0, 1)], HOLDS),
         ("12a", [(0, 0), (0, 0)], FAILS),
         ("12a", [(0, 1), (0, 0)], UNTOLD),
         ("15", [(1, 0), (1, 0)], HOLDS),
         ("15", [(1, 1), (1, 1)], FAILS),
         ("21", [(2, 1), (2, 1)], FAILS),
+        ("21", [(1, 1), (1, 1)], FAILS),
+        ("21b", [(2, 1), (2, 1)], HOLDS),
+        ("21b", [(1, 1), (1, 1)], FAILS),
+        ("19b", [(1, 1), (1, 1)], FAILS),
         ("5", [(0.25, 1), (0.25, 1)], HOLDS),
     ],
 )
@@ -165,6 +189,30 @@ def test_count_with_a_missing_value_cannot_be_told(tmp_path: Path) -> None:
     rows = [row for row in rows_of(claim, (0, 1), (0, 1)) if row.shape == "monolith"]
     [judged] = evidence.judge_all(keep(tmp_path, claim, rows), [claim], False)
     assert judged.verdict == UNTOLD
+
+
+def test_shapes_with_other_replies_cannot_be_compared(tmp_path: Path) -> None:
+    [claim] = claims.find_claims(["1"])
+    rows = rows_of(claim, *SLOW_HOP)
+    for lengths, word in (((300, 310), HOLDS), ((300, 170), UNTOLD)):
+        counted = rows_of(replace(claim, measure="characters"), *[lengths] * 6)
+        [judged] = evidence.judge_all(keep(tmp_path, claim, rows + counted), [claim], False)
+        assert judged.verdict == word
+    assert judged.why == "the replies differ: 300 and 170 characters"
+
+
+def test_ways_to_hand_over_a_reply_follow_the_settings() -> None:
+    for pace, words in (("0.001", 3), ("0.002", 5)):
+        told = {"CHATBOT_ENGINE": "fake", "CHATBOT_FAKE_TOKEN_S": pace}
+        question = "/echo " + " ".join(["word"] * words)
+        with patch.dict(os.environ, told):
+            answerer = load.open_answerer("in process")
+            assert answerer is load.open_answerer("in process")
+        seen = load.hand_over("in process", told, question, 1)
+        assert seen["characters"] == 5 * words - 1
+        assert answerer.loading.choice.fake_token_s == float(pace)
+        answerer.close()
+    load._answerers.clear()
 
 
 def test_quick_form_names_what_it_leaves_out(tmp_path: Path) -> None:
@@ -203,14 +251,52 @@ def test_interrupted_run_goes_on_and_failed_steps_are_tried_again(tmp_path: Path
 def test_report_can_be_traced_to_its_rows(tmp_path: Path) -> None:
     [claim] = claims.find_claims(["1"])
     kept = keep(tmp_path, claim, rows_of(claim, *SLOW_HOP))
-    report.write({"form": "test"}, kept, [claim], False, tmp_path / "claims")
+    records = report.to_records(kept, [claim], quick=False)
+    report.write({"claims": records}, kept, tmp_path / "claims")
     [record] = json.loads((tmp_path / "claims.json").read_text())["claims"]
+    rows = pd.read_csv(tmp_path / "claims.csv").query(record["rows"])
+    assert (len(rows), set(rows.unit)) == (12, {"s"})
     assert record["verdict"] == HOLDS
     assert record["rule"]["margin"] == claim.margin
     traced = report.trace("1", tmp_path)
     assert "0.39" in traced
-    with pytest.raises(compare.CompareError, match="no claim"):
+    with pytest.raises(results.MeasureError, match="no claim"):
         report.trace("99", tmp_path)
+
+
+def test_run_resumes_only_where_code_machine_and_form_are_the_same(tmp_path: Path) -> None:
+    stamps = {evidence.stamp("quick"), evidence.stamp("full"), evidence.stamp("quick")}
+    assert len(stamps) == 2
+    kept = evidence.Kept(tmp_path / "part", evidence.stamp("full"))
+    kept.add("one, fake", 1.0, [], dtypes={"llamacpp": "Q8_0"})
+    again = evidence.Kept(tmp_path / "part", evidence.stamp("full"))
+    assert report.describe_run(again, "full")["dtypes"] == {"llamacpp": "Q8_0"}
+    assert not evidence.Kept(tmp_path / "part", evidence.stamp("quick")).steps
+
+
+def test_two_runs_say_which_verdicts_differ() -> None:
+    now = {"claims": [{"number": "1", "verdict": HOLDS}, {"number": "2", "verdict": FAILS}]}
+    before = {"date": "yesterday", "claims": [now["claims"][0], {"number": "2", "verdict": UNTOLD}]}
+    assert "2 of 2" in report.tell_changes({"date": "today"} | now, now)
+    assert "1 of 2" in report.tell_changes(before, now)
+    assert f"2 ({UNTOLD}, now {FAILS})" in report.tell_changes(before, now)
+
+
+def test_committed_verdicts_follow_from_the_committed_rows() -> None:
+    content = committed_results("claims")
+    frame = pd.read_csv(io.StringIO(read_committed("claims.csv")))
+    of = {record["number"]: record for record in content["claims"]}
+    assert list(of) == [claim.number for claim in claims.CLAIMS]
+    for claim in claims.CLAIMS:
+        record = of[claim.number]
+        if record["verdict"] == evidence.LEFT_OUT:
+            assert content["form"] == "quick"
+            assert not claim.quick
+            continue
+        judged = report.to_record(claim, evidence.judge(frame, claim))
+        assert judged["verdict"] == record["verdict"]
+        assert judged["rule"] == record["rule"], "the rule stands before the numbers"
+        assert len(frame.query(record["rows"])) >= 2 * judged["n"] > 0
 
 
 def test_plan_of_the_quick_form_is_within_eight_minutes_and_the_full_within_45() -> None:

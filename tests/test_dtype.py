@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import torch
+import transformers
 from conftest import serve_backend
 
 import chatbot_arch.engines.local as local
@@ -17,7 +18,7 @@ import chatbot_arch.engines.networks as networks
 import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.engines.weights as weights
 import chatbot_arch.frontend as frontend
-import chatbot_arch.measure.compare as compare
+import chatbot_arch.measure.experiments as experiments
 import chatbot_arch.settings as settings
 
 TINY = str(Path(__file__).parent / "blenderbot-tiny" / "model")
@@ -95,21 +96,7 @@ def test_backend_and_page_tell_the_dtype(monkeypatch: pytest.MonkeyPatch) -> Non
         assert str(frontend.describe_model()) == "known-text on fake, bfloat16"
 
 
-@pytest.mark.parametrize(
-    ("told", "environment"),
-    [("bfloat16", {"CHATBOT_DTYPE": "bfloat16"}), ("Q8_0", {}), ("", {})],
-)
-def test_both_architectures_are_given_one_dtype(
-    told: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = []
-
-    def visit(architecture: str, questions: list[str], environment: dict[str, str]) -> object:
-        given.append(environment)
-        return compare.Visit(architecture, 0, 0, [0], [0], 0, 1, [""], told)
-
-    monkeypatch.setattr(compare, "visit", visit)
-    visits = compare.run(1, {"CHATBOT_ENGINE": "transformers"}, ["Hi"])
-    common = {"CHATBOT_ENGINE": "transformers"}
-    assert given == [common, common | environment, common | environment]
-    assert [each.dtype for each in visits] == [told, told]
+def test_article_and_ours_are_measured_in_one_dtype() -> None:
+    folder = weights.embedded_model(settings.read_settings().cache_dir)
+    pipeline = transformers.pipeline("text-generation", folder)  # as in the article's files
+    assert str(pipeline.model.dtype) == f"torch.{experiments.ARTICLE_DTYPE['CHATBOT_DTYPE']}"

@@ -574,3 +574,29 @@ def test_model_that_the_library_cannot_run_is_a_sentence(
     monkeypatch.setattr(continuous if name == "transformers" else llamacpp, broken, refuse)
     with pytest.raises(weights.ModelError, match=r"could not be loaded: ValueError: this archi"):
         local.load_engine(settings.Settings(engine=name))
+
+
+@pytest.mark.parametrize("way", ["local.LocalAnswerer", "remote.RemoteAnswerer"])
+def test_collector_is_set_alike_wherever_something_answers(way: str) -> None:
+    code = f"""
+import gc
+import chatbot_arch.engines.local as local
+import chatbot_arch.engines.remote as remote
+
+def collector():
+    return gc.get_threshold()[0], gc.get_freeze_count() > 0
+
+before = collector()
+answerer = {way}()
+if loading := getattr(answerer, "loading", None):
+    loading.engine.result()
+during = collector()
+answerer.close()
+print(during == (10_000, True), collector() == before)
+"""
+    environment = {**os.environ, "CHATBOT_ENGINE": "fake"}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True, timeout=120
+    )
+    assert ended.stdout.split() == ["True", "True"]

@@ -321,9 +321,13 @@ def test_second_launcher_takes_a_free_port() -> None:
         (["chatbot-launch", "microservices"], {"CHATBOT_MODEL": "./no/model"}, "no folder ./no/m"),
         (["chatbot-launch", "monolith"], {"CHATBOT_ENGINE": "warp"}, "CHATBOT_ENGINE='warp'"),
         (["chatbot-fetch"], {"CHATBOT_MODEL": "no.gguf"}, "There is no file no.gguf"),
-        (["chatbot-compare", "--rounds", "0"], {}, "--rounds must be at least 1"),
+        (["chatbot-compare", "--only", "99"], {}, "No claim is called 99"),
         (["chatbot-bench-pages", "--rounds", "3"], {}, "--rounds must be even and at least 2"),
-        (["chatbot-compare"], {"CHATBOT_MODEL": "./no/model"}, "no folder ./no/model"),
+        (
+            ["chatbot-compare", "--only", "1b"],
+            {"CHATBOT_MODEL": "./no/model"},
+            "no folder ./no/model",
+        ),
         (["uvicorn", "chatbot_arch.backend:app", "--port", "0"], {"CHATBOT_ENGINE": "x"}, "ENGINE"),
         (
             ["uvicorn", "chatbot_arch.backend:app", "--port", "0"],

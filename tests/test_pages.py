@@ -47,8 +47,11 @@ class CountingEngine(protocol.FakeEngine):
         self.asked.append(conversation)
         self.options.append(options)
         number = len(self.asked)
-        slowly = conversation[-1]["content"].startswith("slowly")
-        said = (f"word{index} " for index in range(10_000)) if slowly else iter([f"reply {number}"])
+        question = conversation[-1]["content"]
+        slowly, reply = question.startswith("slowly"), f"reply {number}"
+        said = (f"word{index} " for index in range(10_000)) if slowly else iter([reply])
+        if question == "say nothing":
+            said = iter(())
         self.under_way += 1
         try:
             for index, piece in enumerate(said):
@@ -1022,3 +1025,9 @@ def test_engine_that_died_is_loaded_anew_for_the_next_question(
     page = ask(open_page("monolith.py"), "/die")
     assert "has died" in page.error[0].value
     assert shown(ask(page, "/echo alive"))[0][1] == "alive"
+
+
+def test_reply_without_a_word_is_explained(page: AppTest) -> None:
+    ask(page, "say nothing")
+    assert shown(page) == [("say nothing", "", "done")]
+    assert any("before its first word" in caption.value for caption in page.caption)

@@ -1,29 +1,18 @@
 """The README is short, and its numbers are those of results/."""
 
-import json
 import re
-import statistics
-import subprocess
 from pathlib import Path
 
-import pandas as pd
 import pytest
+from committed import committed_results
 
 import chatbot_arch.measure.bench_backend as bench_backend
 import chatbot_arch.measure.bench_engines as bench_engines
 import chatbot_arch.measure.bench_pages as bench_pages
-import chatbot_arch.measure.compare as compare
+import chatbot_arch.measure.report as report
 
 ROOT = Path(__file__).parent.parent
-ANSWERED = ("reply_s", "memory_mb", "first_answer_s")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def committed_results(name: str) -> dict:
-    """Return the results of the last commit: measuring again writes others to the same place."""
-    command = ["git", "show", f"HEAD:results/{name}.json"]
-    shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    return json.loads(shown.stdout)
 
 
 def test_readme_is_short() -> None:
@@ -33,55 +22,74 @@ def test_readme_is_short() -> None:
     assert sum(map(len, words)) <= 900
 
 
-def test_readme_shows_the_committed_results() -> None:
-    results = committed_results("compare")
-    visits = [compare.Visit(**visit) for visit in results["visits"]]
-    for row in compare.summarize(visits).to_markdown().splitlines():
+CLAIMS = {claim["number"]: claim for claim in committed_results("claims")["claims"]}
+# What a text says about a claim, and the verdict without which it may not say so.
+SAID = {
+    "README.md": {
+        "nobody would notice the split in the first word": ("1b", "no difference"),
+        "a whole reply takes as long": ("1c", "holds"),
+        "does not make half as many tokens again": ("16b", "no difference"),
+        "the page goes on when the model's process dies": ("12a", "holds"),
+        "it is restarted without its model": ("15", "holds"),
+    },
+    "nbs/index.ipynb": {
+        "nobody would notice the split in the first word": ("1b", "no difference"),
+        "the page goes on when the model's process dies": ("12a", "holds"),
+        "it is restarted without its model": ("15", "holds"),
+    },
+    "nbs/08_which_one.ipynb": {
+        "Nobody would notice the split in the first word (1a": ("1a", "no difference"),
+        "in the first word (1a, 1b)": ("1b", "no difference"),
+        "one person's reply takes as long (1c)": ("1c", "holds"),
+        "costs several times the wait (4b)": ("4b", "holds"),
+        "More pages need hardly more memory (6)": ("6", "holds"),
+        "a second backend doubles the tokens (16a)": ("16a", "holds"),
+        "it does not make half as many again (16b)": ("16b", "no difference"),
+        "claim 15: its model is not restarted": ("15", "holds"),
+        "claim 12a: the page goes on": ("12a", "holds"),
+        "claim 20b: less code": ("20b", "holds"),
+    },
+    "docs/claims.md": {
+        "the article's page has one turn, not two (21)": ("21", "does not hold"),
+    },
+}
+
+
+def test_readme_shows_the_committed_verdicts() -> None:
+    results = committed_results("claims")
+    shown = re.findall(r"^\| (\d+[a-d]?) +\|", README, re.MULTILINE)
+    assert 8 <= len(shown) <= 10
+    table = report.tabulate(results["claims"], shown).drop(columns="engine")
+    for row in table.to_markdown().splitlines():
         assert row in README
-    assert compare.compare_replies(visits) in README
-    for fact in (results["date"], results["machine"]["processor"], results["command"]):
-        assert fact in README
+    machine = results["machine"]["processor"]
+    for fact in (results["date"][:10], machine, results["command"], *results["dtypes"].values()):
+        assert fact in README or fact == results["dtypes"].get("transformers")
 
 
-def test_answer_of_the_readme_says_no_more_than_the_rounds() -> None:
-    visits = [compare.Visit(**visit) for visit in committed_results("compare")["visits"]]
-    reply, memory, first = (ratios_by_round(visits, name) for name in ANSWERED)
-    said = " ".join(README.split())
-    assert len(reply) == 12
-    assert "twelve rounds show no clear difference in reply time" in said
-    assert sorted(reply)[2] < 1 < sorted(reply)[9], "the interval of twelve holds 1"
-    assert min(memory) > 1
-    assert f"{statistics.median(memory) - 1:.0%} more memory".replace("%", " %") in said
-    assert max(first) < 1
-    assert f"came {1 - statistics.median(first):.0%} sooner".replace("%", " %") in said
+@pytest.mark.parametrize(
+    ("path", "sentence", "number", "verdict"),
+    [
+        (path, sentence, *of_claim)
+        for path, sentences in SAID.items()
+        for sentence, of_claim in sentences.items()
+    ],
+)
+def test_sentence_says_no_more_than_its_verdict(
+    path: str, sentence: str, number: str, verdict: str
+) -> None:
+    assert sentence in " ".join((ROOT / path).read_text(encoding="utf-8").split())
+    assert CLAIMS[number]["verdict"] == verdict
 
 
-def test_last_notebook_quotes_the_committed_medians() -> None:
-    text = (ROOT / "nbs" / "08_which_one.ipynb").read_text(encoding="utf-8")
-    visits = [compare.Visit(**visit) for visit in committed_results("compare")["visits"]]
-    first, reply = (
-        1000 * (compare.values_of(visits, "microservices", name).median() - monolith.median())
-        for name in ("first_word_s", "reply_s")
-        for monolith in [compare.values_of(visits, "monolith", name)]
-    )
-    assert f"differ by {first:.0f} ms in the first word and {reply:.0f} ms in the reply" in text
-    rounds = pd.DataFrame(committed_results("pages")["rounds"])
-    cpu_s = rounds.groupby("architecture")["cpu_s"].median()
-    more_s = cpu_s["microservices"] - cpu_s["monolith"]
-    assert f"16 replies cost {more_s:.1f} s more processor time" in text
-
-
-def ratios_by_round(visits: list[compare.Visit], name: str) -> list[float]:
-    """Return a measure's ratios, microservices to monolith; a round's value is its median."""
-    monolith, microservices = (
-        [
-            statistics.median(compare.values_of([visit], architecture, name))
-            for visit in visits
-            if visit.architecture == architecture
-        ]
-        for architecture in compare.ARCHITECTURES
-    )
-    return [after / before for before, after in zip(monolith, microservices, strict=True)]
+def test_page_of_the_claims_shows_the_committed_run() -> None:
+    page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    results = committed_results("claims")
+    for row in report.tabulate(results["claims"]).to_markdown().splitlines():
+        assert row in page
+    said = " ".join(page.split())
+    for fact in (results["date"], results["command"], *results["summary"].splitlines()[2:]):
+        assert fact in said
 
 
 def test_page_of_the_engines_shows_the_committed_benchmark() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from pathlib import Path
 
+import chatbot_arch.engines.garbage as garbage
 import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.engines.weights as weights
 import chatbot_arch.settings as settings
@@ -121,7 +122,9 @@ class Loading:
 
     def _load(self) -> None:
         try:
-            self.engine.set_result(load_engine(self.choice, self._report))
+            engine = load_engine(self.choice, self._report)
+            garbage.settle(engine)
+            self.engine.set_result(engine)
         except settings.ChatbotError as error:
             self.engine.set_exception(error)
         except BaseException as error:  # a panic in a library's Rust is no `Exception`
@@ -164,6 +167,7 @@ def find_problem(loaded: Future[protocol.Engine]) -> BaseException | None:
 def close_loaded(loaded: Future[protocol.Engine]) -> None:
     """Close a loaded engine; as a future's callback, its errors are only logged."""
     if not loaded.exception():
+        garbage.unsettle(loaded.result())
         loaded.result().close()
 
 

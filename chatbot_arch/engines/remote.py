@@ -31,6 +31,7 @@ import httpx_sse
 from anyio.from_thread import BlockingPortal
 from pydantic import BaseModel, Field, TypeAdapter
 
+import chatbot_arch.engines.garbage as garbage
 import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.settings as settings
 import chatbot_arch.tracing as tracing
@@ -401,6 +402,7 @@ class RemoteAnswerer:
     """Answer with the backend in the settings; connects at the first question."""
 
     def __init__(self) -> None:
+        garbage.settle(self)
         self._connector, self._lock = Connector(), threading.Lock()
         self._described: tuple[settings.Settings, float, Future[protocol.Description]] | None = None
 
@@ -439,4 +441,5 @@ class RemoteAnswerer:
 
     def close(self) -> None:
         """Close the connection once its replies have ended."""
+        garbage.unsettle(self)
         self._connector.close()

@@ -36,8 +36,8 @@ import httpx
 import pandas as pd
 
 import chatbot_arch.engines.protocol as protocol
-import chatbot_arch.measure.compare as compare
 import chatbot_arch.measure.launch as launch
+import chatbot_arch.measure.results as results
 import chatbot_arch.settings as settings
 
 # %% ../../nbs/measure/bench_backend.ipynb #serve
@@ -163,10 +163,10 @@ def tabulate_layer(rounds: Sequence[Layer]) -> pd.DataFrame:
             {
                 "tokens/s, direct": f"{direct.tokens_per_s.median():.0f}",
                 "over HTTP": f"{served.tokens_per_s.median():.0f}",
-                "ratio": compare.spread(kept, 3),
-                "first token later, ms": compare.spread(later_ms, 1),
-                "CPU/token, direct, µs": compare.spread(direct.cpu_us, 0),
-                "layer's, µs": compare.spread(served.cpu_us - direct.cpu_us, 0),
+                "ratio": results.spread(kept, 3),
+                "first token later, ms": results.spread(later_ms, 1),
+                "CPU/token, direct, µs": results.spread(direct.cpu_us, 0),
+                "layer's, µs": results.spread(served.cpu_us - direct.cpu_us, 0),
                 "n": len(kept),
             }
         )
@@ -431,7 +431,7 @@ def bench(rounds: int, folder: Path) -> None:
     """
     if rounds < 1:
         raise LoadError("--rounds must be at least 1.")
-    compare.make_folder(folder)
+    results.make_folder(folder)
     layer = measure_layer(rounds)
     table = tabulate_layer(layer)
     print(f"\n{table.to_markdown(index=False)}\n", flush=True)
@@ -441,8 +441,8 @@ def bench(rounds: int, folder: Path) -> None:
     content = {
         "command": f"chatbot-bench-backend --rounds {rounds}",
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": compare.describe_machine(),
-        "versions": compare.describe_versions(("fastapi", "starlette", "uvicorn", "torch")),
+        "machine": results.describe_machine(),
+        "versions": results.describe_versions(("fastapi", "starlette", "uvicorn", "torch")),
         "users": USERS,
         "tokens": WORDS,
         "layer": table.to_dict("records"),
@@ -450,7 +450,7 @@ def bench(rounds: int, folder: Path) -> None:
         "crowd": crowd,
     }
     path = folder / "backend.json"
-    compare.write_json(content, path)
+    results.write_json(content, path)
     print("\nWritten:", path)
 
 

@@ -47,8 +47,8 @@ import chatbot_arch.engines.networks as networks
 import chatbot_arch.engines.prompts as prompts
 import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.engines.weights as weights
-import chatbot_arch.measure.compare as compare
 import chatbot_arch.measure.launch as launch
+import chatbot_arch.measure.results as results
 import chatbot_arch.settings as settings
 
 Result = TypeVar("Result")
@@ -431,7 +431,7 @@ def tabulate(loads: Sequence[Load]) -> pd.DataFrame:
         for size in sorted({load.users for load in loads}):
             group = [load for load in loads if (load.contestant, load.users) == (contestant, size)]
             rates = pd.Series([load.tokens_per_s for load in group])
-            row[f"{size} at once"] = compare.spread(rates, 0)
+            row[f"{size} at once"] = results.spread(rates, 0)
         first_s = [first for load in group for first in load.first_s]
         row[f"first word at {size}, s"] = f"{statistics.median(first_s):.2f}"
         rows.append(row | {"n": len(group)})
@@ -446,7 +446,7 @@ def ratio(loads: Sequence[Load], contestant: str, other: str, users: int) -> str
         return [load.tokens_per_s for load in loads if (load.contestant, load.users) == wanted]
 
     pairs = zip(rates(contestant), rates(other), strict=True)
-    return compare.spread(pd.Series([mine / theirs for mine, theirs in pairs]), 2)
+    return results.spread(pd.Series([mine / theirs for mine, theirs in pairs]), 2)
 
 # %% ../../nbs/measure/bench_engines.ipynb #styles
 STYLES = {
@@ -628,9 +628,9 @@ def tabulate_turns(turns: Sequence[dict[str, Any]]) -> pd.DataFrame:
             {
                 "engine": name,
                 "prefix": "shared" if shared else "read again",
-                "turn 1, s": compare.spread(group["first"], 2),
-                f"turn {turn_count}, s": compare.spread(group["last"], 2),
-                "ratio": compare.spread(group["last"] / group["first"], 1),
+                "turn 1, s": results.spread(group["first"], 2),
+                f"turn {turn_count}, s": results.spread(group["last"], 2),
+                "ratio": results.spread(group["last"] / group["first"], 1),
                 "n": len(group),
             }
         )
@@ -671,8 +671,8 @@ def write_results(
     content = {
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": compare.describe_machine(),
-        "versions": compare.describe_versions(PACKAGES) | {"built": LLAMA_CPP_PYTHON},
+        "machine": results.describe_machine(),
+        "versions": results.describe_versions(PACKAGES) | {"built": LLAMA_CPP_PYTHON},
         "reply tokens": REPLY_TOKENS,
         "table": tabulate(loads).to_dict("records"),
         "ratios": tabulate_ratios(loads).to_dict("records"),
@@ -680,7 +680,7 @@ def write_results(
         **details,
         "loads": [asdict(load) for load in loads],
     }
-    compare.write_json(content, paths[0])
+    results.write_json(content, paths[0])
     draw_loads(loads).savefig(paths[1], dpi=120, metadata={"Software": None})
     return paths
 
@@ -692,7 +692,7 @@ def bench(rounds: int, label: str, folder: Path) -> None:
     """
     if rounds < 1:
         raise BenchError("--rounds must be at least 1.")
-    compare.make_folder(folder)
+    results.make_folder(folder)
     cache_dir = settings.read_settings().cache_dir
     with ExitStack() as stack:
         weights.embedded_model(cache_dir)  # fetch and convert here, to show the progress

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['QUESTION', 'WORDS', 'FREED_S', 'OWN', 'clicks', 'still_answers', 'turns_at', 'crash_case', 'crash', 'deploy_case',
            'deploy', 'LeftError', 'leave', 'leave_page', 'close_case', 'close', 'running_replies', 'disconnect_case',
-           'disconnect', 'complaint_of', 'is_sentence', 'wrong_case', 'wrong', 'prompt_tokens', 'sticky_case', 'sticky',
-           'count_lines', 'size_case', 'size']
+           'disconnect', 'complaint_of', 'detail_of', 'is_sentence', 'wrong_case', 'wrong', 'prompt_tokens',
+           'sticky_case', 'sticky', 'count_lines', 'size_case', 'size']
 
 # %% ../../nbs/measure/events.ipynb #imports
 import json
@@ -18,6 +18,7 @@ import httpx
 import chatbot_arch.measure.experiments as experiments
 import chatbot_arch.measure.launch as launch
 import chatbot_arch.measure.load as load
+import chatbot_arch.measure.results as results
 import chatbot_arch.measure.rounds as rounds
 import chatbot_arch.measure.users as users
 
@@ -74,7 +75,7 @@ def crash(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> experim
 
 # %% ../../nbs/measure/events.ipynb #deploy
 def deploy_case(bench: rounds.Bench, shape: rounds.Shape, engine: str) -> rounds.Case:
-    """Return what restarts the page's server, and counts the loads and the turns."""
+    """Return what restarts the page's server, and counts restarts of the model and the turns."""
 
     def measure() -> dict[str, float]:
         with bench.start(shape, engine) as app:
@@ -84,8 +85,8 @@ def deploy_case(bench: rounds.Bench, shape: rounds.Shape, engine: str) -> rounds
             before = app.servers[0].process.pid
             launch.stop_server(app.servers[-1])
             launch.restart(app, app.servers[-1].name).wait_until_ready()
-            loads = float(app.servers[0].process.pid != before)
-            return {"model_loads": loads, "turns_kept": turns_at(page.address)}
+            restarts = float(app.servers[0].process.pid != before)
+            return {"model_restarts": restarts, "turns_kept": turns_at(page.address)}
 
     return measure
 
@@ -123,7 +124,8 @@ def close_case(app: launch.App) -> rounds.Case:
 
     def measure() -> dict[str, float]:
         with users.PageUser(leave_page(app.page_url)) as page:  # rests when the reply has ended
-            return {"reply_kept": page.replies()[0].count("word") / WORDS}
+            kept = "".join(page.replies()[:1])
+            return {"reply_kept": kept.count("word") / WORDS}
 
     return measure
 
@@ -150,6 +152,8 @@ def disconnect_case(url: str) -> rounds.Case:
         body = {"user_input": "/hang"}
         with httpx.stream("POST", f"{url}/chat/stream", json=body, trust_env=False):
             during = running_replies(url)
+        if during != 1:
+            raise results.MeasureError(f"{during:.0f} replies ran instead of 1; try again.")
         time.sleep(FREED_S)
         return {"during": during, "after": running_replies(url)}
 
@@ -165,7 +169,7 @@ def disconnect(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> ex
     cases = {shape: disconnect_case(url) for shape, url in urls.items()}
     return rounds.alternate("disconnect", engine, cases, scale.counts, attempts=1)
 
-# %% ../../nbs/measure/events.ipynb #wrong
+# %% ../../nbs/measure/events.ipynb #explained
 def complaint_of(page: users.PageUser, question: str) -> str:
     """Return what a page says to a question that cannot be answered; empty if nothing."""
     try:
@@ -175,23 +179,30 @@ def complaint_of(page: users.PageUser, question: str) -> str:
     return ""
 
 
+def detail_of(answer: httpx.Response) -> str:
+    """Return what a backend says to wrong input; empty if it is no text."""
+    problem = answer.json() if answer.is_client_error else {}
+    detail = problem.get("detail", "")
+    return detail if isinstance(detail, str) else ""
+
+
 def is_sentence(text: str) -> bool:
     """Return whether a person can read a text: a sentence, and no traceback."""
     return text.rstrip().endswith(".") and "Traceback" not in text and "Error:" not in text
 
-
+# %% ../../nbs/measure/events.ipynb #wrong
 def wrong_case(app: launch.App, api: str, question: str) -> rounds.Case:
     """Return what sends wrong input, and counts the answers that are not a sentence."""
 
     def measure() -> dict[str, float]:
         with users.PageUser(app.page_url) as page:
             said = [complaint_of(page, question)]
-            answers = bool(page.ask("/echo one").text)
+            answers = not complaint_of(page, "/echo one")
         if api:
             for content in (b"{", b'{"user_input": 1}', b'{"user_input": "hi", "options": []}'):
                 header = {"Content-Type": "application/json"}
                 answer = httpx.post(f"{api}/chat", content=content, headers=header, trust_env=False)
-                said.append(answer.json()["detail"] if answer.status_code < 500 else "")
+                said.append(detail_of(answer))
         unexplained = sum(not is_sentence(sentence) for sentence in said)
         return {"unexplained": float(unexplained), "goes_on": float(answers)}
 
@@ -202,9 +213,8 @@ def wrong(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> experim
     """Send input that no shape can answer."""
     apps = {shape: bench.app(shape, engine) for shape in experiments.SHAPES}
     apis = {"modular": "/api", "microservices": ""}
-    question = "/raise" if engine == "fake" else "word " * 10_000  # longer than any window here
     cases = {
-        shape: wrong_case(app, app.servers[0].url + apis[shape] if shape in apis else "", question)
+        shape: wrong_case(app, app.servers[0].url + apis[shape] if shape in apis else "", "/raise")
         for shape, app in apps.items()
     }
     return rounds.alternate("wrong", engine, cases, scale.counts, attempts=1)

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['TICK_S', 'BUSY', 'ATTEMPTS', 'Case', 'Values', 'Result', 'Shape', 'WARM', 'machine_cpu_s', 'own_cpu_s', 'Watch',
-           'Row', 'run_round', 'alternate', 'article_body', 'Bench']
+           'Row', 'run_round', 'alternate', 'article_body', 'warm', 'Users', 'Bench']
 
 # %% ../../nbs/measure/rounds.ipynb #imports
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,11 +61,7 @@ class Watch:
         others_s = machine_cpu_s() - machine_s - (own_now_s - own_s) - error_s
         self.others = max(0.0, others_s / (self.seconds * (psutil.cpu_count() or 1)))
 
-# %% ../../nbs/measure/rounds.ipynb #alternate
-BUSY, ATTEMPTS = 0.1, 3  # others' share of all cores; attempts for a round
-Case = Callable[[], dict[str, float]]  # measures one shape once; the values by their names
-
-
+# %% ../../nbs/measure/rounds.ipynb #row
 class Row(NamedTuple):
     """One value: tidy data, a row each."""
 
@@ -76,7 +74,9 @@ class Row(NamedTuple):
     others: float  # the others' share of all cores during the round
     attempts: int  # of this round
 
-
+# %% ../../nbs/measure/rounds.ipynb #alternate
+BUSY, ATTEMPTS = 0.1, 3  # others' share of all cores; attempts for a round
+Case = Callable[[], dict[str, float]]  # measures one shape once; the values by their names
 Values = list[tuple[str, dict[str, float]]]  # a shape, and its values by their names
 
 
@@ -88,7 +88,11 @@ def run_round(cases: Sequence[tuple[str, Case]]) -> tuple[Values, float]:
 
 
 def alternate(
-    experiment: str, engine: str, cases: dict[str, Case], rounds: int, attempts: int = ATTEMPTS
+    experiment: str,
+    engine: str,
+    cases: dict[str, Case],
+    rounds: int,
+    attempts: int = ATTEMPTS,
 ) -> Iterator[list[Row]]:
     """Measure the cases in turn, each round in the opposite order; yield a round's rows."""
     for number in range(1, rounds + 1):
@@ -112,6 +116,34 @@ def article_body(question: str) -> dict[str, object]:
     """Return the article's request for a question without a past; it leaves nothing out."""
     return {"past_user_inputs": [], "generated_responses": [], "user_input": question}
 
+
+def warm(app: launch.App, run: Callable[..., object]) -> None:
+    """Ask a shape's page and each of its backends before they are measured."""
+    for question in WARM:
+        run(load.ask_pages, app.page_url, question)
+        for server in app.servers[:-1]:
+            run(load.ask_backends, [server.url], [{"user_input": question}])
+
+# %% ../../nbs/measure/rounds.ipynb #users
+class Users:
+    """A process for the virtual users; if it died, the next work gets a new one."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"))
+
+    def run(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """Return what `work` returns there."""
+        try:
+            return self._pool.submit(work, *arguments).result()
+        except BrokenProcessPool:
+            self.close()
+            self._pool = ProcessPoolExecutor(1, get_context("spawn"))
+            raise
+
+    def close(self) -> None:
+        """End the process."""
+        self._pool.shutdown()
+
 # %% ../../nbs/measure/rounds.ipynb #bench
 @dataclass
 class Bench:
@@ -123,7 +155,8 @@ class Bench:
     def __enter__(self) -> "Bench":
         self._stack = ExitStack()
         self._folder = self._stack.enter_context(TemporaryDirectory())
-        self._load = self._stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+        self._users, self._started = Users(), itertools.count()
+        self._stack.callback(self._users.close)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -131,7 +164,7 @@ class Bench:
 
     def start(self, shape: Shape, engine: str, backends: int = 1, **more: str) -> launch.App:
         """Start a shape, which the caller stops; conversations are not kept among yours."""
-        database = f"sqlite:///{self._folder}/{shape}-{engine}-{backends}-{len(self.apps)}.db"
+        database = f"sqlite:///{self._folder}/{shape}-{next(self._started)}.db"
         own = {"CHATBOT_DATABASE_URL": database, "CHATBOT_ENGINE": engine, **self.environment}
         return launch.start_app(shape, own | more, backends=backends)
 
@@ -140,9 +173,9 @@ class Bench:
         key = (shape, f"{engine} {more}", backends)
         if key not in self.apps:
             app = self._stack.enter_context(self.start(shape, engine, backends, **more))
-            self.apps[key] = app.wait_until_ready()
-            for question in WARM:
-                self.load(load.ask_pages, app.page_url, question)
+            app.wait_until_ready()
+            warm(app, self.load)
+            self.apps[key] = app
         return self.apps[key]
 
     @cached_property
@@ -151,10 +184,9 @@ class Bench:
         server = launch.start_backend(self.environment, architecture="article")
         self._stack.callback(launch.stop_server, server)
         launch.wait_until_ready(server, timeout_s=120)
-        bodies = [article_body(question) for question in WARM]
-        self.load(load.ask_backends, [server.url], bodies, 1, False)
+        self.load(load.ask_backends, [server.url], list(map(article_body, WARM)), 1, False)
         return server
 
     def load(self, work: Callable[..., Result], *arguments: object) -> Result:
         """Return what `work` returns in the virtual users' process."""
-        return self._load.submit(work, *arguments).result()
+        return self._users.run(work, *arguments)

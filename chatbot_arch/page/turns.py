@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NOT_SAVED', 'UPDATE_S', 'UPDATE_PER_REPLY_S', 'FIRST_WORD_S', 'NEWS_S', 'TICK_S', 'LOOK_AGAIN_S', 'WAITING',
-           'LIVES_S', 'STOPPED', 'BROKEN_OFF', 'ENDINGS', 'ENDED_BY', 'MAX_QUESTION_CHARS', 'is_kept', 'ask', 'collect',
-           'unsaved_here', 'merge', 'add_unsaved', 'latest', 'update_s', 'wait_for_first_word', 'wait_for_news',
-           'draw_reply', 'draw_writing', 'lives_elsewhere', 'draw_elsewhere', 'rate', 'draw_question', 'draw_turn',
-           'edit_turn', 'draw_newest', 'draw_group', 'open_talk', 'join_turns']
+           'LIVES_S', 'STOPPED', 'BROKEN_OFF', 'ENDINGS', 'ENDED_BY', 'EMPTY', 'MAX_QUESTION_CHARS', 'is_kept', 'ask',
+           'collect', 'unsaved_here', 'merge', 'add_unsaved', 'latest', 'update_s', 'wait_for_first_word',
+           'wait_for_news', 'draw_reply', 'draw_writing', 'lives_elsewhere', 'draw_elsewhere', 'rate', 'draw_question',
+           'draw_turn', 'edit_turn', 'draw_newest', 'draw_group', 'open_talk', 'join_turns']
 
 # %% ../../nbs/page/turns.ipynb #imports
 import time
@@ -194,6 +194,9 @@ def draw_question(turn: store.Turn) -> None:
     bubbles.display_message(turn.question, is_user=True, key=f"{turn.id}-user")
 
 
+EMPTY = "The model ended this reply before its first word. Ask again, or ask something else."
+
+
 def draw_turn(turn: store.Turn) -> None:
     """Draw a turn that has ended: the question, the reply, how it ended, and the thumbs."""
     draw_question(turn)
@@ -201,7 +204,8 @@ def draw_turn(turn: store.Turn) -> None:
         draw_reply(turn.id, turn.reply)
     key = f"{turn.id}-rating"
     left, right = st.columns([3, 1], vertical_alignment="center")
-    left.caption(ENDINGS.get(turn.state) or ENDED_BY.get(turn.facts.get("reason"), ""))
+    ended = ENDED_BY.get(turn.facts.get("reason"), "") if turn.reply.strip() else EMPTY
+    left.caption(ENDINGS.get(turn.state) or ended)
     with right:
         act = {"on_change": rate, "args": (turn,)}
         st.feedback("thumbs", default=turn.rating, key=key, **act, width="stretch")
