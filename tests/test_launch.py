@@ -326,7 +326,7 @@ def test_second_launcher_takes_a_free_port() -> None:
         (
             ["chatbot-compare", "--only", "1b"],
             {"CHATBOT_MODEL": "./no/model"},
-            "no folder ./no/model",
+            "./no/model is not one",
         ),
         (["uvicorn", "chatbot_arch.backend:app", "--port", "0"], {"CHATBOT_ENGINE": "x"}, "ENGINE"),
         (
