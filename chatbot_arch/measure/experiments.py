@@ -167,8 +167,8 @@ def history(bench: rounds.Bench, engine: str, scale: Scale) -> Rows:
         asked = talk_of(mark, turns, question)
         if warm:
             asked = go_on(url, talk_of(mark, turns - 1, question), f"{mark}: {question}")
-        seen = bench.load(load.ask_backends, [url], [asked | ONE])
-        return seen | {"bytes": float(len(json.dumps(asked).encode()))}
+        first_s = bench.load(load.ask_backends, [url], [asked | ONE])["first_s"]
+        return {"first_s": first_s, "bytes": float(len(json.dumps(asked).encode()))}
 
     def ask(turns: int, warm: bool) -> dict[str, float]:
         seen = [ask_once(turns, warm) for _ in range(1 if turns else scale.times)]
@@ -249,8 +249,7 @@ def batch(bench: rounds.Bench, engine: str, scale: Scale) -> Rows:
 
         def measure() -> dict[str, float]:
             seen = bench.load(load.ask_backends, [url], bodies, 1, False)
-            speed = scale.people * scale.tokens / seen["all_s"]
-            return {"tokens_per_s": speed, "reply_s": seen["reply_s"]}
+            return seen | {"tokens_per_s": scale.people * scale.tokens / seen["all_s"]}
 
         return measure
 
@@ -288,7 +287,7 @@ def replicas(bench: rounds.Bench, engine: str, scale: Scale) -> Rows:
 
         def measure() -> dict[str, float]:
             seen = bench.load(load.ask_backends, urls, bodies_of(question, people))
-            return {"tokens_per_s": people * scale.tokens / seen["all_s"]}
+            return seen | {"tokens_per_s": people * scale.tokens / seen["all_s"]}
 
         return measure
 
