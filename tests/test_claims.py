@@ -275,11 +275,17 @@ def test_run_resumes_only_where_code_machine_and_form_are_the_same(tmp_path: Pat
 
 
 def test_two_runs_say_which_verdicts_differ() -> None:
-    now = {"claims": [{"number": "1", "verdict": HOLDS}, {"number": "2", "verdict": FAILS}]}
-    before = {"date": "yesterday", "claims": [now["claims"][0], {"number": "2", "verdict": UNTOLD}]}
-    assert "2 of 2" in report.tell_changes({"date": "today"} | now, now)
-    assert "1 of 2" in report.tell_changes(before, now)
-    assert f"2 ({UNTOLD}, now {FAILS})" in report.tell_changes(before, now)
+    about = {"claim": "A sentence", "ratio": 1.05, "low": 1.0, "high": 1.2}
+    same, now = about | {"number": "1", "verdict": HOLDS}, about | {"number": "2", "verdict": FAILS}
+    before = {"date": "yesterday", "claims": [same, now | {"verdict": UNTOLD}]}
+    again = {"date": "today", "claims": [same, now]}
+    assert "2 of 2" in report.tell_changes(again, again)
+    told = report.tell_changes(before, {"claims": [same, now, now | {"number": "3"}]})
+    assert told.startswith("1 of 2 verdicts are as in the run before, of yesterday; not so: ")
+    assert told.endswith(f": 2 ({UNTOLD}, now {FAILS}).")
+    [row] = report.tabulate_changes(before, {"claims": [same, now]}).to_dict("records")
+    assert (row["before"], row["now"]) == (UNTOLD, FAILS)
+    assert row["its ratio"] == row["ratio now"] == "1.05 (1.00 to 1.20)"
 
 
 def test_committed_verdicts_follow_from_the_committed_rows() -> None:

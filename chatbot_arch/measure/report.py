@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VERDICT_COLORS', 'finite', 'query_of', 'to_record', 'to_records', 'interval_text', 'values_text', 'tabulate', 'draw',
-           'sum_up', 'query_name', 'tell_changes', 'write', 'trace', 'describe_plan', 'describe_run', 'read_before',
-           'measure', 'main']
+           'sum_up', 'query_name', 'tabulate_changes', 'tell_changes', 'write', 'trace', 'describe_plan',
+           'describe_run', 'read_before', 'measure', 'main']
 
 # %% ../../nbs/measure/report.ipynb #imports
 import argparse
@@ -149,18 +149,34 @@ def query_name(record: dict[str, Any]) -> str:
     """Return the experiment and the engine behind a record."""
     return f"{record['rows'].split(chr(39))[1]}, {record['engine']}"
 
+# %% ../../nbs/measure/report.ipynb #changes
+def tabulate_changes(before: dict[str, Any], now: dict[str, Any]) -> pd.DataFrame:
+    """Return the claims whose verdicts differ in two runs of a form: both verdicts and ratios."""
+    was = {record["number"]: record for record in before["claims"]}
+    pairs = [(was[each["number"]], each) for each in now["claims"] if each["number"] in was]
+    rows = [
+        {
+            "": new["number"],
+            "claim": new["claim"],
+            "before": old["verdict"],
+            "its ratio": interval_text(old),
+            "now": new["verdict"],
+            "ratio now": interval_text(new),
+        }
+        for old, new in pairs
+        if old["verdict"] != new["verdict"]
+    ]
+    columns = ["", "claim", "before", "its ratio", "now", "ratio now"]
+    return pd.DataFrame(rows, columns=columns).set_index("")
+
 
 def tell_changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Return how many verdicts of two runs of one form are the same, and which are not."""
-    was = {record["number"]: record["verdict"] for record in before["claims"]}
-    both = [record for record in now["claims"] if record["number"] in was]
-    changed = [
-        f"{each['number']} ({was[each['number']]}, now {each['verdict']})"
-        for each in both
-        if was[each["number"]] != each["verdict"]
-    ]
+    both = {each["number"] for each in before["claims"]} & {e["number"] for e in now["claims"]}
+    changed = tabulate_changes(before, now)
     same = f"{len(both) - len(changed)} of {len(both)} verdicts are as in the run before"
-    return f"{same}, of {before['date']}" + (f"; not so: {', '.join(changed)}." if changed else ".")
+    which = [f"{each} ({row['before']}, now {row['now']})" for each, row in changed.iterrows()]
+    return f"{same}, of {before['date']}" + (f"; not so: {', '.join(which)}." if which else ".")
 
 # %% ../../nbs/measure/report.ipynb #write
 def write(content: dict[str, Any], kept: evidence.Kept, stem: Path) -> list[Path]:
