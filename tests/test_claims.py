@@ -5,6 +5,7 @@ import json
 import math
 import os
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from unittest.mock import patch
 
@@ -288,21 +289,29 @@ def test_two_runs_say_which_verdicts_differ() -> None:
     assert row["its ratio"] == row["ratio now"] == "1.05 (1.00 to 1.20)"
 
 
-def test_committed_verdicts_follow_from_the_committed_rows() -> None:
-    content = committed_results("claims")
-    frame = pd.read_csv(io.StringIO(read_committed("claims.csv")))
+@pytest.mark.parametrize("name", ["claims", "claims-first"])
+def test_committed_verdicts_follow_from_the_committed_rows(name: str) -> None:
+    content = committed_results(name)
+    frame = pd.read_csv(io.StringIO(read_committed(f"{name}.csv")))
     of = {record["number"]: record for record in content["claims"]}
     assert list(of) == [claim.number for claim in claims.CLAIMS]
+    assert content["form"] == "full"
     for claim in claims.CLAIMS:
         record = of[claim.number]
-        if record["verdict"] == evidence.LEFT_OUT:
-            assert content["form"] == "quick"
-            assert not claim.quick
-            continue
         judged = report.to_record(claim, evidence.judge(frame, claim))
         assert judged["verdict"] == record["verdict"]
         assert judged["rule"] == record["rule"], "the rule stands before the numbers"
         assert len(frame.query(record["rows"])) >= 2 * judged["n"] > 0
+        assert record["passes"] in (True, None), "a shape differs from itself"
+
+
+def test_two_committed_runs_are_an_hour_apart_and_contradict_each_other_nowhere() -> None:
+    first, now = committed_results("claims-first"), committed_results("claims")
+    for moment in ("began", "date"):
+        apart = datetime.fromisoformat(now[moment]) - datetime.fromisoformat(first[moment])
+        assert apart >= timedelta(hours=1)
+    for _, row in report.tabulate_changes(first, now).iterrows():
+        assert verdicts.UNTOLD in (row["before"], row["now"])
 
 
 def test_plan_of_the_quick_form_is_within_eight_minutes_and_the_full_within_45() -> None:

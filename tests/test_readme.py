@@ -82,14 +82,20 @@ def test_sentence_says_no_more_than_its_verdict(
     assert CLAIMS[number]["verdict"] == verdict
 
 
-def test_page_of_the_claims_shows_the_committed_run() -> None:
+def test_page_of_the_claims_shows_the_committed_runs() -> None:
     page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
-    results = committed_results("claims")
-    for row in report.tabulate(results["claims"]).to_markdown().splitlines():
+    first, now = committed_results("claims-first"), committed_results("claims")
+    changed = report.tabulate_changes(first, now)
+    tables = report.tabulate(now["claims"]), changed
+    for row in "\n".join(table.to_markdown() for table in tables).splitlines():
         assert row in page
     said = " ".join(page.split())
-    for fact in (results["date"], results["command"], *results["summary"].splitlines()[2:]):
-        assert fact in said
+    same = len(now["claims"]) - len(changed)
+    assert f"{same} of {len(now['claims'])} verdicts are the same in both" in said
+    for results in (first, now):
+        for fact in (results["date"], *results["summary"].splitlines()[2:]):
+            assert fact in said
+    assert now["command"] in said
 
 
 def test_page_of_the_engines_shows_the_committed_benchmark() -> None:

@@ -11,8 +11,6 @@ __all__ = ['VERDICT_COLORS', 'finite', 'query_of', 'to_record', 'to_records', 'i
 import argparse
 import json
 import math
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -214,7 +212,7 @@ def describe_run(kept: evidence.Kept, form: str) -> dict[str, Any]:
     steps = kept.steps.values()
     return {
         "form": form,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": results.describe_command(),
         "date": max(step["ended"] for step in steps),
         "began": min(step["ended"] for step in steps),
         "settings": evidence.chosen_settings(),

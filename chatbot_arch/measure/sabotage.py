@@ -9,7 +9,6 @@ __all__ = ['DELAY', 'CACHE', 'SINGLE', 'ASKING', 'WHOLE', 'DRAW', 'NAMES', 'SABO
 # %% ../../nbs/measure/sabotage.ipynb #imports
 import argparse
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -218,7 +217,7 @@ def sabotage_all(chosen: Sequence[Sabotage], folder: Path) -> None:
         table += compare(each, before, after)
         rows.append(seen)
     content = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": results.describe_command(),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": results.describe_machine(),
         "versions": results.describe_versions(),
