@@ -46,7 +46,7 @@ SECONDS: dict[str, tuple[float, float]] = {
     "many_people, llamacpp": (42, 322),
     "stream, llamacpp": (4, 51),
     "history, llamacpp": (23, 61),
-    "health, fake": (25, 71),
+    "health, fake": (31, 71),
     "batch, transformers": (0, 239),
     "open_pages, fake": (34, 69),
     "from_outside, fake": (0, 139),
