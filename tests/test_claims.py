@@ -278,7 +278,8 @@ def test_run_resumes_only_where_code_machine_and_form_are_the_same(tmp_path: Pat
 def test_two_runs_say_which_verdicts_differ() -> None:
     about = {"claim": "A sentence", "ratio": 1.05, "low": 1.0, "high": 1.2}
     same, now = about | {"number": "1", "verdict": HOLDS}, about | {"number": "2", "verdict": FAILS}
-    before = {"date": "yesterday", "claims": [same, now | {"verdict": UNTOLD}]}
+    untold = now | {"verdict": UNTOLD, "why": "0.9 to 1.2, margin 1.1"}
+    before = {"date": "yesterday", "claims": [same, untold]}
     again = {"date": "today", "claims": [same, now]}
     assert "2 of 2" in report.tell_changes(again, again)
     told = report.tell_changes(before, {"claims": [same, now, now | {"number": "3"}]})
@@ -286,6 +287,7 @@ def test_two_runs_say_which_verdicts_differ() -> None:
     assert told.endswith(f": 2 ({UNTOLD}, now {FAILS}).")
     [row] = report.tabulate_changes(before, {"claims": [same, now]}).to_dict("records")
     assert (row["before"], row["now"]) == (UNTOLD, FAILS)
+    assert row["why not told"] == untold["why"]
     assert row["its ratio"] == row["ratio now"] == "1.05 (1.00 to 1.20)"
 
 

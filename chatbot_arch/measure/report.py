@@ -150,7 +150,7 @@ def query_name(record: dict[str, Any]) -> str:
 # %% ../../nbs/measure/report.ipynb #changes
 def tabulate_changes(before: dict[str, Any], now: dict[str, Any]) -> pd.DataFrame:
     """Return the claims whose verdicts differ in two runs of a form: both verdicts and ratios."""
-    was = {record["number"]: record for record in before["claims"]}
+    was, untold = {record["number"]: record for record in before["claims"]}, verdicts.UNTOLD
     pairs = [(was[each["number"]], each) for each in now["claims"] if each["number"] in was]
     rows = [
         {
@@ -160,11 +160,12 @@ def tabulate_changes(before: dict[str, Any], now: dict[str, Any]) -> pd.DataFram
             "its ratio": interval_text(old),
             "now": new["verdict"],
             "ratio now": interval_text(new),
+            "why not told": "; ".join(x["why"] for x in (old, new) if x["verdict"] == untold),
         }
         for old, new in pairs
         if old["verdict"] != new["verdict"]
     ]
-    columns = ["", "claim", "before", "its ratio", "now", "ratio now"]
+    columns = ["", "claim", "before", "its ratio", "now", "ratio now", "why not told"]
     return pd.DataFrame(rows, columns=columns).set_index("")
 
 

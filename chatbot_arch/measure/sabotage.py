@@ -59,7 +59,7 @@ ASKING = (
         DELAY,
         DELAY + "        await asyncio.sleep(0.05)\n",
         moves=(("1", verdicts.HOLDS), ("1a", verdicts.HOLDS)),
-        controls=("23", "17"),
+        controls=("6", "17"),
     ),
     Sabotage(
         "a cached question",
@@ -94,7 +94,7 @@ SABOTAGES = (
         WHOLE,
         "    list(app.state.answerer.stream(messages, options, protocol.Stop()))\n" + WHOLE,
         moves=(("9", verdicts.FAILS),),
-        controls=("23", "17"),
+        controls=("6", "17"),
     ),
     Sabotage(
         "20 MB kept for each page",
