@@ -210,12 +210,13 @@ def dtypes_of(bench: rounds.Bench) -> dict[str, str]:
     return {}
 
 # %% ../../nbs/measure/evidence.ipynb #pairs
-UNITS = {"_per_s": "tokens/s", "_s": "s", "_mb": "MB", "bytes": "bytes"}  # by a measure's end
+UNITS = {"_per_s": "tokens/s", "_s": "s", "_mb": "MB", "after": "replies"}  # by a measure's end
 
 
 def unit_of(measure: str) -> str:
-    """Return the unit of a measure; empty for what is counted."""
-    return next((unit for end, unit in UNITS.items() if measure.endswith(end)), "")
+    """Return the unit of a measure, or what is counted."""
+    counted = measure.replace("_", " ")
+    return next((unit for end, unit in UNITS.items() if measure.endswith(end)), counted)
 
 
 def to_frame(kept: Kept) -> pd.DataFrame:
