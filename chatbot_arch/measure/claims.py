@@ -134,7 +134,7 @@ MACHINES = (
     ),
     pages(
         "6b",
-        "After pages are closed, memory is as with one",
+        "Closed pages leave memory as with one",
         OURS,
         shapes=GONE,
         **MEMORY,
