@@ -132,14 +132,7 @@ MACHINES = (
         **MEMORY,
         **AS_MUCH,
     ),
-    pages(
-        "6b",
-        "Closed pages leave memory as with one",
-        OURS,
-        shapes=GONE,
-        **MEMORY,
-        **AS_MUCH,
-    ),
+    pages("6b", "Closed pages leave memory as with one", OURS, shapes=GONE, **MEMORY, **AS_MUCH),
     second("11a", "No model: a reply makes another page open later", BELIEF, shapes=BUSY, **FAKE),
     second("11b", "A reply makes another page open later", BELIEF, shapes=BUSY, **REAL),
     second(
