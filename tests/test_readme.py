@@ -125,7 +125,7 @@ def test_page_of_the_claims_shows_the_committed_runs() -> None:
     said = " ".join(page.split())
     same = len(now["claims"]) - sum(untold.before != untold.now)
     last = (ROOT / "nbs" / "08_which_one.ipynb").read_text(encoding="utf-8")
-    assert f"{same} of {len(now['claims'])} agree" in last
+    assert f"{same} of {len(now['claims'])} verdicts agree" in last
     assert f"{same} of {len(now['claims'])} verdicts are the same in both" in said
     for results in (first, now):
         for fact in (results["date"], *results["summary"].splitlines()[2:]):
