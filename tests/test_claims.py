@@ -120,7 +120,7 @@ def keep(folder: Path, claim: claims.Claim, rows: list[rounds.Row]) -> evidence.
     return kept
 
 
-# What a faulty build measures, for each of the timed faults: the pairs of the claim that it moves.
+# Made-up pairs, about as large as what a fault makes of them; the recorded ones are in results/.
 SLOW_HOP = [(0.33, 0.38), (0.33, 0.39), (0.34, 0.39), (0.33, 0.38), (0.33, 0.38), (0.33, 0.39)]
 GOOD_HOP = [(0.333, 0.337), (0.334, 0.338), (0.333, 0.336), (0.334, 0.339), (0.333, 0.337)]
 BLOCKED = [(1.6, 1.3), (1.62, 1.4), (1.61, 1.3), (1.6, 1.35), (1.64, 1.3), (1.6, 1.4)]
@@ -167,7 +167,7 @@ KEPT_BY_EACH = [
         ("5", [(0.25, 1), (0.25, 1)], HOLDS),
     ],
 )
-def test_recorded_rows_get_their_verdict(
+def test_rows_get_their_verdict(
     tmp_path: Path, number: str, pairs: list[tuple[float, float]], word: str
 ) -> None:
     [claim] = claims.find_claims([number])
@@ -313,7 +313,7 @@ def test_two_committed_runs_are_an_hour_apart_and_contradict_each_other_nowhere(
         apart = datetime.fromisoformat(now[moment]) - datetime.fromisoformat(first[moment])
         assert apart >= timedelta(hours=1)
     untold = report.tabulate_untold(first, now)
-    assert set(untold[(untold.before != UNTOLD) & (untold.now != UNTOLD)].index) == set()
+    assert untold[(untold.before != UNTOLD) & (untold.now != UNTOLD)].empty
 
 
 def test_plan_of_the_quick_form_is_within_eight_minutes_and_the_full_within_45() -> None:

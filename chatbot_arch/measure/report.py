@@ -141,7 +141,7 @@ def sum_up(records: Sequence[dict[str, Any]]) -> str:
     resolved = ", ".join(f"{name} {each['resolved']:.2f}" for name, each in twice.items())
     once = ", ".join(name for name in named if name not in twice)
     passed = sum(each["passes"] for each in twice.values())
-    missed = sum(1 - each["level"] for each in timed)
+    missed = verdicts.expected_misses([each["level"] for each in timed])
     return (
         f"Smallest margins that this run could resolve: {resolved or 'not measured'}.\n"
         f"Not measured twice: {once or 'nothing'}.\n"

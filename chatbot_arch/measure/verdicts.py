@@ -110,6 +110,6 @@ def judge_count(truths: Sequence[bool]) -> Verdict:
     return Verdict(HOLDS if true else FAILS, why)
 
 # %% ../../nbs/measure/verdicts.ipynb #expected-misses
-def expected_misses(intervals: Sequence[Interval]) -> float:
-    """Return how many of some intervals are expected not to contain their median, by chance."""
-    return sum(1 - each.level for each in intervals if not math.isnan(each.level))
+def expected_misses(levels: Sequence[float]) -> float:
+    """Return how many intervals with these levels are expected to miss their median by chance."""
+    return sum(1 - level for level in levels)
