@@ -245,7 +245,7 @@ def test_interrupted_run_goes_on_and_failed_steps_are_tried_again(tmp_path: Path
         "one_row, fake",
         "another, fake",
     ]
-    assert len(evidence.to_frame(again)) == 1
+    assert len(evidence.to_frame(again.rows())) == 1
     assert not evidence.Kept(tmp_path / "part", "another").steps
 
 

@@ -135,7 +135,14 @@ MAY_IMPORT = {
         "measure.users",
         "measure.verdicts",
     },
+    "measure.figures": {
+        "measure.claims",
+        "measure.evidence",
+        "measure.experiments",
+        "measure.verdicts",
+    },
     "measure.report": {
+        "measure.figures",
         "engines.weights",
         "measure.claims",
         "measure.results",

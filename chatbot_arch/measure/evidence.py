@@ -167,6 +167,10 @@ class Kept:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(step) + "\n")
 
+    def rows(self) -> Rows:
+        """Return the rows of all finished steps."""
+        return [rounds.Row(*row) for step in self.steps.values() for row in step["rows"]]
+
 # %% ../../nbs/measure/evidence.ipynb #run
 def run_step(
     step: Step, bench: rounds.Bench, scale: experiments.Scale, left_s: float
@@ -219,9 +223,8 @@ def unit_of(measure: str) -> str:
     return next((unit for end, unit in UNITS.items() if measure.endswith(end)), counted)
 
 
-def to_frame(kept: Kept) -> pd.DataFrame:
-    """Return all rows of a run, with their units."""
-    rows = [row for step in kept.steps.values() for row in step["rows"]]
+def to_frame(rows: Sequence[rounds.Row]) -> pd.DataFrame:
+    """Return rows as a table, with their units."""
     frame = pd.DataFrame(rows, columns=rounds.Row._fields)
     return frame.assign(unit=frame.measure.map(unit_of))
 
@@ -316,7 +319,7 @@ def judge(frame: pd.DataFrame, claim: claims.Claim, problem: str = "") -> Judged
 # %% ../../nbs/measure/evidence.ipynb #judge-all-2
 def judge_all(kept: Kept, chosen: Sequence[claims.Claim], quick: bool) -> list[Judged]:
     """Judge claims; those that are not in the quick form are only named in it."""
-    frame, none = to_frame(kept), [math.nan] * 4
+    frame, none = to_frame(kept.rows()), [math.nan] * 4
     judged = []
     for claim in chosen:
         step = kept.steps.get(f"{claim.experiment.__name__}, {claim.engine}", {})

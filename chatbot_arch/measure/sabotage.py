@@ -155,7 +155,9 @@ def judge_inside(numbers: Sequence[str], path: Path) -> None:
     evidence.run(evidence.plan(chosen, True), scale, environment, kept)
     judged = evidence.judge_all(kept, chosen, True)
     results.write_json({each.number: asdict(each) for each in judged}, path)
-    evidence.to_frame(kept).to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
+    evidence.to_frame(kept.rows()).to_csv(
+        path.with_suffix(".csv"), index=False, float_format="%.6g"
+    )
 
 
 def judge_build(
