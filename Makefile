@@ -9,11 +9,11 @@ TIMEOUT := $(shell command -v timeout)
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
-compare: $(INSTALLED)  ## judge the claims on this machine in eight minutes, write results/claims.*
+compare: $(INSTALLED)  ## judge the claims on this machine in eight minutes, write results/report.html
 	$(BIN)/chatbot-compare
 
-compare-full: $(INSTALLED)  ## judge all claims, with more rounds and longer replies, in 45 minutes
-	$(BIN)/chatbot-compare --full
+compare-full: $(INSTALLED)  ## judge all claims, in 45 minutes; write README.md and docs/claims.md, too
+	$(BIN)/chatbot-compare --full --publish .
 
 sabotage: $(INSTALLED)  ## break the code on purpose, see which claims notice, write results/sabotage.json
 	$(BIN)/chatbot-sabotage

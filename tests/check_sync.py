@@ -1,8 +1,8 @@
 """Check that chatbot_arch/ is what nbs/ exports, and that the notebooks are clean.
 
-Each module has one notebook, and each exporting notebook one module. The article's files are what
-the `%%writefile` cells of their notebook hold. Exports and cleans, and fails if that changed,
-added or removed any file.
+Each module has one notebook, and each exporting notebook one module. A file that a `%%writefile`
+cell writes is what the cell holds. Exports and cleans, and fails if that changed, added or removed
+any file.
 """
 
 import ast
@@ -115,7 +115,7 @@ def main() -> None:
     if strays := find_strays():
         sys.exit(f"Notebooks and modules do not pair: {'; '.join(strays)}.")
     if stale := find_stale_files():
-        sys.exit(f"Run nbs/01_article.ipynb, then commit: {'; '.join(stale)}.")
+        sys.exit(f"Run the notebook whose cells write files, then commit: {'; '.join(stale)}.")
     print(f"In sync: {len(after)} files.")
 
 

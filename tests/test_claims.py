@@ -20,6 +20,7 @@ import chatbot_arch.measure.load as load
 import chatbot_arch.measure.report as report
 import chatbot_arch.measure.results as results
 import chatbot_arch.measure.rounds as rounds
+import chatbot_arch.measure.tables as tables
 import chatbot_arch.measure.users as users
 import chatbot_arch.measure.verdicts as verdicts
 
@@ -252,8 +253,9 @@ def test_interrupted_run_goes_on_and_failed_steps_are_tried_again(tmp_path: Path
 def test_report_can_be_traced_to_its_rows(tmp_path: Path) -> None:
     [claim] = claims.find_claims(["1"])
     kept = keep(tmp_path, claim, rows_of(claim, *SLOW_HOP))
-    records = report.to_records(kept, [claim], quick=False)
-    report.write({"claims": records}, kept, tmp_path / "claims")
+    records = tables.to_records(kept, [claim], quick=False)
+    results.write_json({"claims": records}, tmp_path / "claims.json")
+    evidence.to_frame(kept.rows()).to_csv(tmp_path / "claims.csv", index=False)
     [record] = json.loads((tmp_path / "claims.json").read_text())["claims"]
     rows = pd.read_csv(tmp_path / "claims.csv").query(record["rows"])
     assert (len(rows), set(rows.unit)) == (12, {"s"})
@@ -281,11 +283,11 @@ def test_two_runs_say_which_verdicts_differ() -> None:
     untold = now | {"verdict": UNTOLD, "why": "0.9 to 1.2, margin 1.1"}
     before = {"date": "yesterday", "claims": [same, untold]}
     again = {"date": "today", "claims": [same, now]}
-    assert "2 of 2" in report.tell_changes(again, again)
-    told = report.tell_changes(before, {"claims": [same, now, now | {"number": "3"}]})
+    assert "2 of 2" in tables.tell_changes(again, again)
+    told = tables.tell_changes(before, {"claims": [same, now, now | {"number": "3"}]})
     assert told.startswith("1 of 2 verdicts are as in the run before, of yesterday; not so: ")
     assert told.endswith(f": 2 ({UNTOLD}, now {FAILS}).")
-    [row] = report.tabulate_untold(before, {"claims": [same, now]}).to_dict("records")
+    [row] = tables.tabulate_untold(before, {"claims": [same, now]}).to_dict("records")
     assert (row["before"], row["now"]) == (UNTOLD, FAILS)
     assert row["why not told"] == untold["why"]
     assert row["its ratio"] == row["ratio now"] == "1.05 (1.00 to 1.20)"
@@ -300,7 +302,7 @@ def test_committed_verdicts_follow_from_the_committed_rows(name: str) -> None:
     assert content["form"] == "full"
     for claim in claims.CLAIMS:
         record = of[claim.number]
-        judged = report.to_record(claim, evidence.judge(frame, claim))
+        judged = tables.to_record(claim, evidence.judge(frame, claim))
         assert judged["verdict"] == record["verdict"]
         assert judged["rule"] == record["rule"], "the rule stands before the numbers"
         assert len(frame.query(record["rows"])) >= 2 * judged["n"] > 0
@@ -312,7 +314,7 @@ def test_two_committed_runs_are_an_hour_apart_and_contradict_each_other_nowhere(
     for moment in ("began", "date"):
         apart = datetime.fromisoformat(now[moment]) - datetime.fromisoformat(first[moment])
         assert apart >= timedelta(hours=1)
-    untold = report.tabulate_untold(first, now)
+    untold = tables.tabulate_untold(first, now)
     assert untold[(untold.before != UNTOLD) & (untold.now != UNTOLD)].empty
 
 

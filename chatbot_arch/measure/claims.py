@@ -11,8 +11,8 @@ __all__ = ['SPLIT', 'ARTICLE', 'BELIEF', 'OURS', 'BLINOWSKI', 'OKROJ', 'NOTICED'
            'LOADS_EARLY', 'MODULAR', 'STARTS', 'AS_DRAWN', 'DRAWN_FIRST', 'shown', 'DRAWN', 'DRAWN_TOO', 'PROGRAM',
            'OUTSIDE', 'count', 'crash', 'deploy', 'click', 'wrong', 'close', 'left', 'late', 'turns', 'sent', 'script',
            'size', 'EVERY', 'AGAIN', 'TWO_TURNS', 'LATE', 'GOES_ON', 'ALIKE', 'KEPT', 'STAYS', 'WHOLE', 'NONE', 'ASKED',
-           'BYTES', 'READ', 'COUNTS', 'CLAIMS', 'NOT_HERE', 'Claim', 'both_none', 'both_whole', 'every_run', 'both_two',
-           'only_second_late', 'first_two', 'find_claims']
+           'BYTES', 'READ', 'COUNTS', 'CLAIMS', 'PUBLISHED', 'NOT_HERE', 'Claim', 'both_none', 'both_whole',
+           'every_run', 'both_two', 'only_second_late', 'first_two', 'find_claims']
 
 # %% ../../nbs/measure/claims.ipynb #imports
 from collections.abc import Callable, Collection
@@ -324,6 +324,9 @@ COUNTS = (
 
 # %% ../../nbs/measure/claims.ipynb #all
 CLAIMS = WAITS + SERVING + MACHINES + STARTS + OUTSIDE + COUNTS
+# In the README, chosen by what decides and before they were measured. Two are the article's main
+# argument and were expected to fail on one machine: 10a and 16b.
+PUBLISHED = ("1b", "1c", "22b", "10a", "16b", "7", "12a", "12b", "15", "24")
 NOT_HERE = {
     "1, p95": "a round has three replies; the rule asks for 40 before it reports a p95",
     "2, less than a hundredth": "finer than a run can resolve; one length is measured",

@@ -79,7 +79,8 @@ def describe_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 def describe_command() -> str:
     """Return the command that is running, without the folder for its results."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--results")
+    for option in ("--results", "--publish"):
+        parser.add_argument(option)
     _, others = parser.parse_known_args(sys.argv[1:])
     return shlex.join([Path(sys.argv[0]).name, *others])
 

@@ -1,0 +1,167 @@
+"""The report is one page that a browser shows at any width, and its knobs say what Python says."""
+
+import io
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from committed import committed_results, read_committed
+from playwright.sync_api import Browser, Page, expect
+
+import chatbot_arch.measure.choice as choice
+import chatbot_arch.measure.document as document
+import chatbot_arch.measure.publish as publish
+import chatbot_arch.measure.report as report
+import chatbot_arch.measure.results as results
+import chatbot_arch.measure.tables as tables
+
+expect.set_options(timeout=60_000)  # a busy machine needs more than Playwright's five seconds
+RUN = committed_results("claims")
+FRAME = pd.read_csv(io.StringIO(read_committed("claims.csv")), dtype={"value": float})
+MEASURED = choice.to_measured(RUN, FRAME)
+KNOBS = choice.knobs_of(MEASURED)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the report on the committed run."""
+    written = tmp_path_factory.mktemp("report") / "report.html"
+    written.write_text(document.render(RUN, FRAME), encoding="utf-8")
+    return written
+
+
+@pytest.fixture
+def page(browser: Browser, path: Path) -> Iterator[Page]:
+    """Open the report, and see afterwards that it asked for nothing else and had no error."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    tab, asked, errors = context.new_page(), [], []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto(path.as_uri())
+    yield tab
+    context.close()
+    assert asked == [path.as_uri()]
+    assert not errors
+
+
+def test_report_stands_alone_and_is_small(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.encode()) < 1_500_000
+    assert not re.search(r"(src|href)=\"(?!#)", text)
+    order = [text.index(f'id="{part}"') for part in ("resolved", "verdicts", "case", "claims")]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 820, 1280])
+def test_report_fits_every_width(page: Page, width: int, scheme: str) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    for details in page.locator("details").all():
+        details.evaluate("each => each.open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_report_shows_every_round_of_every_claim(page: Page) -> None:
+    articles = page.locator("article")
+    expect(articles).to_have_count(len(RUN["claims"]))
+    for claim, article in zip(RUN["claims"], articles.all(), strict=True):
+        expect(article.locator("h3")).to_contain_text(claim["claim"])
+        expect(article.locator("h3")).to_contain_text(claim["verdict"])
+        expect(article.locator("svg")).to_have_count(1 + (claim["low"] is not None))
+        expect(article.locator("tbody tr")).to_have_count(claim["n"])
+
+
+def test_report_can_be_printed(page: Page) -> None:
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.emulate_media(media="print")
+    expect(page.locator("nav")).to_be_hidden()
+    expect(page.locator("article svg").first).to_be_visible()
+
+
+def set_knob(page: Page, name: str, value: object) -> None:
+    place = str(KNOBS[name].positions.index(value))
+    knob = page.locator(f"#{name}")
+    if KNOBS[name].unit:
+        knob.fill(place)
+        expect(page.locator(f"#{name}-told")).to_have_text(f"{value} {KNOBS[name].unit}")
+    else:
+        knob.select_option(place)
+
+
+def test_knobs_say_what_python_says(page: Page) -> None:
+    edges = [(each.positions[0], each.positions[-1]) for each in KNOBS.values()]
+    cases = [dict(zip(KNOBS, values, strict=True)) for values in itertools.product(*edges)]
+    for case in [choice.start_of(KNOBS), *cases[::7]]:
+        for name, value in case.items():
+            set_knob(page, name, value)
+        said = choice.answer(MEASURED, case)
+        expect(page.locator("#answer strong")).to_have_text(choice.conclude(said))
+        ordered = [
+            f"{name}. {each}"
+            for side in choice.HEADINGS
+            for name, each in said.items()
+            if each.side == side
+        ]
+        expect(page.locator("#answer li")).to_have_text(ordered)
+
+
+def test_page_without_scripts_keeps_the_first_answer(browser: Browser, path: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(path.as_uri())
+    said = choice.answer(MEASURED, choice.start_of(KNOBS))
+    expect(tab.locator("#answer")).to_contain_text(choice.conclude(said))
+    expect(tab.locator("#answer li")).to_have_count(len(said))
+    context.close()
+
+
+def test_quick_run_without_some_claims_is_shown(tmp_path: Path) -> None:
+    frame = FRAME[FRAME.experiment.isin(["one_person", "crash"])]
+    numbers = [record["number"] for record in RUN["claims"]]
+    run = RUN | {"claims": tables.judge_frame(frame, numbers)}
+    text = document.render(run, frame)
+    assert text.count("<article") == len(numbers)
+    assert "too few rows" in text
+
+
+def test_figure_and_page_are_written_again_from_the_files(tmp_path: Path) -> None:
+    stem = tmp_path / "claims"
+    with pytest.raises(results.MeasureError, match="make compare"):
+        report.show(stem)
+    results.write_json(RUN, stem.with_suffix(".json"))
+    FRAME.to_csv(stem.with_suffix(".csv"), index=False)
+    assert [each.name for each in report.show(stem)] == ["claims.svg", "claims.png", "report.html"]
+
+
+def test_tables_are_published_in_all_texts_or_in_none(tmp_path: Path) -> None:
+    stem = tmp_path / "claims"
+    results.write_json(RUN, stem.with_suffix(".json"))
+    FRAME.to_csv(stem.with_suffix(".csv"), index=False)
+    marks = "<!-- {0} -->\nold\n<!-- end of {0} -->\n"
+    readme, page = tmp_path / "README.md", tmp_path / "docs" / "claims.md"
+    page.parent.mkdir()
+    readme.write_text("Before.\n" + marks.format("verdicts") + "After.\n")
+    page.write_text(marks.format("verdicts"))
+    with pytest.raises(results.MeasureError, match="margins"):
+        publish.publish(stem, tmp_path)
+    assert "old" in readme.read_text()
+    page.write_text(marks.format("verdicts") + marks.format("margins"))
+    assert publish.publish(stem, tmp_path) == [readme, page]
+    assert readme.read_text().startswith("Before.\n<!-- verdicts -->\n\n|")
+    assert readme.read_text().endswith("<!-- end of verdicts -->\nAfter.\n")
+    again = readme.read_text()
+    publish.publish(stem, tmp_path)
+    assert readme.read_text() == again
+
+
+def test_quick_run_is_not_published(tmp_path: Path) -> None:
+    results.write_json(RUN | {"form": "quick"}, tmp_path / "claims.json")
+    FRAME.to_csv(tmp_path / "claims.csv", index=False)
+    with pytest.raises(results.MeasureError, match="full"):
+        publish.publish(tmp_path / "claims", tmp_path)
