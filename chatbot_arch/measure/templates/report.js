@@ -36,7 +36,8 @@ function update() {
   for (const [name, knob] of Object.entries(given.knobs)) {
     const told = document.getElementById(`${name}-told`);
     const text = `${knob.positions[form.elements[name].value]} ${knob.unit}`;
-    if (told) told.value = text;
+    if (!told) continue; // a list shows its own text
+    told.value = text;
     form.elements[name].setAttribute("aria-valuetext", text);
   }
   const said = given.topics.map((topic) => [topic.topic, look(topic)]);
