@@ -144,6 +144,9 @@ def test_slower_microservices_speak_for_the_monolith() -> None:
 def test_backends_that_gain_speak_for_microservices() -> None:
     gained = choice.answer(scale("replicas", "2 backends", 3), changed())
     assert gained["A second backend"].side == "microservices"
+    unclear = choice.answer(scale("replicas", "2 backends", 2.3), changed())["A second backend"]
+    assert unclear.side == "untold"
+    assert choice.UNTOLD in unclear.text
 
 
 def test_memory_goes_by_what_the_processes_need() -> None:

@@ -184,8 +184,10 @@ def second_backend(measured: Measured, cores: int) -> Sentence:
         return untold(NO_ROWS, used)
     makes = f"A second backend on the same {cores} cores makes {real.ratio:.2f} times the tokens"
     waiting = f"without a model, which only waits, {fake.ratio:.2f} times"
-    sides: dict[str, Side] = {verdicts.HOLDS: "microservices", verdicts.UNTOLD: "untold"}
-    return Sentence(sides.get(real.verdict, "either"), f"{makes}; {waiting}.", used)
+    if real.verdict == verdicts.UNTOLD:
+        return Sentence("untold", f"{makes}; whether that is a gain {UNTOLD}.", used)
+    side: Side = "microservices" if real.verdict == verdicts.HOLDS else "either"
+    return Sentence(side, f"{makes}; {waiting}.", used)
 
 # %% ../../nbs/measure/choice.ipynb #memory
 def join(names: Sequence[str]) -> str:
