@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['VERDICT_COLORS', 'SHAPE_COLORS', 'OTHER_COLORS', 'TEXT', 'UNSAID', 'colors_of', 'clear_axes', 'draw_claims',
-           'draw_values', 'draw_ratios', 'draw_parts', 'draw_rounds', 'draw_shapes', 'to_svg']
+           'draw_values', 'draw_ratios', 'find_pairs', 'draw_parts', 'draw_rounds', 'draw_shapes', 'to_svg']
 
 # %% ../../nbs/measure/figures.ipynb #imports
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -102,10 +103,15 @@ def draw_ratios(axes: Axes, pairs: pd.DataFrame, record: dict[str, Any]) -> None
     clear_axes(axes).set_xticks(pairs.index)
 
 # %% ../../nbs/measure/figures.ipynb #draw-rounds
+def find_pairs(record: dict[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the values of a record's shapes, a row per round, with the engine that it names."""
+    [claim] = claims.find_claims([record["number"]])
+    return evidence.pairs_of(frame, replace(claim, engine=record["engine"]))
+
+
 def draw_parts(record: dict[str, Any], frame: pd.DataFrame) -> list[Figure]:
     """Draw every round of a claim: a figure of values, and one of ratios if there are any."""
-    [claim] = claims.find_claims([record["number"]])
-    pairs = evidence.pairs_of(frame, claim)
+    pairs = find_pairs(record, frame)
     drawn = [partial(draw_values, pairs=pairs, unit=record["unit"])]
     if record["low"] is not None:
         drawn.append(partial(draw_ratios, pairs=pairs, record=record))
@@ -117,8 +123,7 @@ def draw_parts(record: dict[str, Any], frame: pd.DataFrame) -> list[Figure]:
 
 def draw_rounds(record: dict[str, Any], frame: pd.DataFrame) -> Figure:
     """Draw every round of a claim: the values of both shapes, and their ratios if there are any."""
-    [claim] = claims.find_claims([record["number"]])
-    pairs = evidence.pairs_of(frame, claim)
+    pairs = find_pairs(record, frame)
     timed = record["low"] is not None
     figure = Figure(figsize=(9 if timed else 4.5, 2.4), layout="constrained")
     left, *right = figure.subplots(1, 1 + timed, squeeze=False)[0]
