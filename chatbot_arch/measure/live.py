@@ -6,6 +6,7 @@
 __all__ = ['FRAME', 'forwards_ports', 'find_base_url', 'choose_address', 'page_address', 'frame_pages', 'Live', 'show']
 
 # %% ../../nbs/measure/live.ipynb #imports
+import contextlib
 import html
 import os
 import sys
@@ -67,7 +68,7 @@ def page_address(url: str) -> str:
 
         return choose_address(url, {}, eval_js=eval_js)
     servers = []
-    if "JPY_PARENT_PID" in os.environ:
+    with contextlib.suppress(ImportError):  # a kernel's environment can do without
         from jupyter_server.serverapp import list_running_servers
 
         servers = list_running_servers()
