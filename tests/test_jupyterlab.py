@@ -102,7 +102,7 @@ def run_cells(tab: Page, cells: range) -> None:
     tab.wait_for_function(
         """([start, stop, error]) => document.querySelector(error) ||
           [...document.querySelectorAll(".jp-Notebook .jp-Cell")].slice(start, stop)
-            .map((cell) => cell.querySelector(".jp-InputPrompt").innerText)
+            .map((cell) => cell.querySelector(".jp-InputPrompt")?.innerText ?? "not drawn")
             .every((prompt) => !prompt || /\\[\\d+\\]/.test(prompt))""",
         arg=[cells.start, cells.stop, ERRORS],
         timeout=REST_MS,
@@ -161,8 +161,8 @@ def expect_same_page_in_a_tab(tab: Page, name: str) -> None:
 def test_pages_in_a_notebook_are_live(browser: Browser, tmp_path: Path) -> None:
     cells = nbformat.read(ROOT / NOTEBOOK, 4).cells
     [start] = [number for number, cell in enumerate(cells) if "live.show(" in cell.source]
-    with run_lab(tmp_path) as lab:
-        context = browser.new_context(viewport={"width": 1400, "height": 1150})
+    view = {"width": 1400, "height": 1150}
+    with run_lab(tmp_path) as lab, browser.new_context(viewport=view) as context:
         context.set_default_timeout(TIMEOUT_MS)
         tab = context.new_page()
         tab.goto(lab)
@@ -193,4 +193,3 @@ def test_pages_in_a_notebook_are_live(browser: Browser, tmp_path: Path) -> None:
 
         run_cells(tab, range(start + 1, len(cells)))
         expect(tab.get_by_text("Live here until the servers were stopped.")).to_be_visible()
-        context.close()
