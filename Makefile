@@ -44,8 +44,10 @@ bench-backend: $(INSTALLED)  ## measure the backend under load, write results/ba
 bench-pages: $(INSTALLED)  ## measure many pages at once, write results/pages.json
 	$(BIN)/chatbot-bench-pages
 
+# With defaults of its own: live pages stay attached when they are scrolled out of view.
+lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH))
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS) nbs/index.ipynb
 
 monolith: $(INSTALLED)  ## run the monolith until Ctrl-C
 	$(BIN)/chatbot-fetch

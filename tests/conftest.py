@@ -22,6 +22,7 @@ FAKE = {"CHATBOT_ENGINE": "fake"}
 # With several processes each takes whole files; what takes longest should not begin last.
 LONGEST_FIRST = (
     "test_notebooks",
+    "test_jupyterlab",
     "test_engines",
     "test_conversations",
     "test_pages",
@@ -33,7 +34,7 @@ LONGEST_FIRST = (
 
 # A test decides what it sets; what the shell happens to hold must not.
 for name in [name for name in os.environ if name.startswith("CHATBOT_")]:
-    if name not in ("CHATBOT_BROWSER", "CHATBOT_CACHE_DIR"):
+    if name not in ("CHATBOT_BROWSER", "CHATBOT_CACHE_DIR", "CHATBOT_PICTURES"):
         del os.environ[name]
 os.environ["CHATBOT_DATABASE_URL"] = "sqlite://"  # in memory, and none of anybody's own
 

@@ -146,7 +146,7 @@ def test_outputs_teach_and_name_no_machine(path: Path) -> None:
         assert output.output_type != "error", cell
         assert len(output_text(output).splitlines()) <= LONGEST_OUTPUT_LINES, cell
         assert not re.search(r"/(home|root|work|tmp|Users)/|\.venv|Warning\b", text), cell
-        assert not re.search(r"127\.0\.0\.1:(?!8000)\d", text), cell
+        assert not re.search(r"(127\.0\.0\.1:|/proxy/)(?!8000)\d", text), cell
 
 
 # To see a lab run, less is enough than what it shows.
