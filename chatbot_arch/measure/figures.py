@@ -9,6 +9,7 @@ __all__ = ['VERDICT_COLORS', 'SHAPE_COLORS', 'OTHER_COLORS', 'TEXT', 'colors_of'
 # %% ../../nbs/measure/figures.ipynb #imports
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib as mpl
@@ -101,7 +102,7 @@ def draw_ratios(axes: Axes, pairs: pd.DataFrame, record: dict[str, Any]) -> None
 def draw_rounds(record: dict[str, Any], frame: pd.DataFrame) -> Figure:
     """Draw every round of a claim: the values of both shapes, and their ratios if there are any."""
     [claim] = claims.find_claims([record["number"]])
-    pairs = evidence.pairs_of(frame, claim)
+    pairs = evidence.pairs_of(frame, replace(claim, engine=record.get("engine", claim.engine)))
     timed = record["low"] is not None
     figure = Figure(figsize=(9 if timed else 5, 2.4), layout="constrained")
     left, *right = figure.subplots(1, 1 + timed, squeeze=False)[0]

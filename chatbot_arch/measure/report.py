@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,16 @@ def to_records(
     return [to_record(claim, each) for claim, each in zip(chosen, judged, strict=True)]
 
 
-def judge_frame(frame: pd.DataFrame, numbers: Sequence[str]) -> list[dict[str, Any]]:
-    """Judge the claims with some numbers by rows at hand; return a record for each."""
-    chosen = {claim.number: claim for claim in claims.find_claims(numbers)}
-    return [to_record(chosen[each], evidence.judge(frame, chosen[each])) for each in numbers]
+def judge_frame(
+    frame: pd.DataFrame, numbers: Sequence[str], engine: str = ""
+) -> list[dict[str, Any]]:
+    """Judge the claims with some numbers by rows at hand; return a record for each.
+
+    With `engine`, the rows are those of this engine instead of the claim's own.
+    """
+    found = {claim.number: claim for claim in claims.find_claims(numbers)}
+    chosen = [replace(found[each], engine=engine or found[each].engine) for each in numbers]
+    return [to_record(claim, evidence.judge(frame, claim)) for claim in chosen]
 
 # %% ../../nbs/measure/report.ipynb #table
 def interval_text(record: dict[str, Any]) -> str:
