@@ -91,7 +91,8 @@ def draw_ratios(axes: Axes, pairs: pd.DataFrame, record: dict[str, Any]) -> None
     beside = max(pairs.index) + 1
     axes.plot([beside] * 2, [record["low"], record["high"]], color=color, linewidth=3)
     axes.plot(beside, record["ratio"], "D", color=color)
-    axes.set(xlabel="round; diamond: median", ylabel="second / first", yscale="log")
+    band = f"second / first\ngrey: {1 / margin:.2g} to {margin:g}"
+    axes.set(xlabel="round; diamond: median", ylabel=band, yscale="log")
     axes.set_ylim(axes.get_ylim()[0] / 1.1, axes.get_ylim()[1] * 1.1)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
