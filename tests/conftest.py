@@ -21,7 +21,7 @@ FAKE = {"CHATBOT_ENGINE": "fake"}
 
 # With several processes each takes whole files; what takes longest should not begin last.
 LONGEST_FIRST = (
-    "test_notebooks",
+    "test_labs",
     "test_jupyterlab",
     "test_engines",
     "test_conversations",

@@ -1,4 +1,4 @@
-"""Notebooks that read well: names on cells, outputs that teach, and labs that run as they stand."""
+"""Notebooks that read well: names on cells, and outputs that teach."""
 
 import ast
 import re
@@ -7,13 +7,14 @@ from pathlib import Path
 import nbformat
 import pytest
 from check_sync import exported_module, list_files
-from nbclient import NotebookClient
 from nbdev.doclinks import nbglob
+from test_jupyterlab import NOTEBOOK
+from test_labs import INDEX, LABS
 
 FOLDER = Path(__file__).parent.parent / "nbs"
 NOTEBOOKS = sorted(path for path in list_files("nbs") if path.suffix == ".ipynb")
-# What measures is run here in a kernel, one at a time; `nbdev_test` runs the others.
-LABS = [path for path in NOTEBOOKS if path.parent.name == "labs" or path.name.startswith("07_")]
+# What measures is run in a kernel or in JupyterLab by tests; `nbdev_test` runs the others.
+RUN_BY_TESTS = [*LABS, FOLDER.parent / NOTEBOOK]
 WINGS = ("engines", "page", "service", "measure", "ground", "labs")
 LONGEST_OUTPUT_LINES = 15
 LONGEST_EXPORT_LINES = 45
@@ -36,9 +37,8 @@ def test_every_notebook_is_run_once() -> None:
         for path in nbglob(FOLDER, as_path=True)
         if not path.name.startswith("07_") and not path.with_name(".notest").exists()
     }
-    assert sorted(run_by_nbdev | set(LABS)) == NOTEBOOKS
-    assert not run_by_nbdev & set(LABS)
-    assert len(LABS) >= 2
+    assert sorted([*run_by_nbdev, *RUN_BY_TESTS, INDEX]) == NOTEBOOKS
+    assert len(LABS) >= 8
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
@@ -147,28 +147,3 @@ def test_outputs_teach_and_name_no_machine(path: Path) -> None:
         assert len(output_text(output).splitlines()) <= LONGEST_OUTPUT_LINES, cell
         assert not re.search(r"/(home|root|work|tmp|Users)/|\.venv|Warning\b", text), cell
         assert not re.search(r"(127\.0\.0\.1:|/proxy/)(?!8000)\d", text), cell
-
-
-# To see a lab run, less is enough than what it shows.
-SMALLER_KNOBS = {
-    "engines.ipynb": {"USERS = (1, 4, 8)": "USERS = (1, 2)", "TURNS = 1, 6": "TURNS = 1, 3"},
-}
-
-
-@pytest.mark.parametrize("path", LABS, ids=name_of)
-@pytest.mark.timeout(2400)
-def test_lab_runs_in_a_real_kernel(path: Path) -> None:
-    notebook = nbformat.read(path, 4)
-    knobs = SMALLER_KNOBS.get(path.name, {}) if path.parent.name == "labs" else {}
-    for knob, smaller in knobs.items():
-        [cell] = [cell for cell in notebook.cells if knob in cell.source]
-        cell.source = cell.source.replace(knob, smaller)
-    resources = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=2000, kernel_name="python3", resources=resources).execute()
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in code)
-    pictures = [
-        output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})
-    ]
-    if path.parent.name == "labs":
-        assert bool(pictures) == bool(code), "an index has neither"
