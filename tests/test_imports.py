@@ -150,6 +150,7 @@ MAY_IMPORT = {
     "measure.choice": {
         "measure.claims",
         "measure.evidence",
+        "measure.experiments",
         "measure.tables",
         "measure.verdicts",
     },
@@ -158,6 +159,7 @@ MAY_IMPORT = {
         "measure.claims",
         "measure.evidence",
         "measure.figures",
+        "measure.rounds",
         "measure.tables",
     },
     "measure.publish": {"measure.claims", "measure.results", "measure.tables"},

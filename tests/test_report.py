@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from committed import committed_results, read_committed
 from playwright.sync_api import Browser, Page, expect
 
 import chatbot_arch.measure.choice as choice
+import chatbot_arch.measure.claims as claims
 import chatbot_arch.measure.document as document
 import chatbot_arch.measure.publish as publish
 import chatbot_arch.measure.report as report
@@ -20,6 +22,7 @@ import chatbot_arch.measure.results as results
 import chatbot_arch.measure.tables as tables
 
 expect.set_options(timeout=60_000)  # a busy machine needs more than Playwright's five seconds
+PICTURES = Path(__file__).parent.parent / "docs" / "pages"
 RUN = committed_results("claims")
 FRAME = pd.read_csv(io.StringIO(read_committed("claims.csv")), dtype={"value": float})
 MEASURED = choice.to_measured(RUN, FRAME)
@@ -82,15 +85,36 @@ def test_report_shows_every_round_of_every_claim(page: Page) -> None:
     for claim, article in zip(RUN["claims"], articles.all(), strict=True):
         expect(article.locator("h3")).to_contain_text(claim["claim"])
         expect(article.locator("h3")).to_contain_text(claim["verdict"])
-        expect(article.locator("svg")).to_have_count(1 + (claim["low"] is not None))
+        timed = claim["low"] is not None
+        expect(article.locator("svg")).to_have_count(1 + timed)
+        points = article.locator("svg g[clip-path] use")  # both values, the ratio, the median
+        expect(points).to_have_count((3 * claim["n"] + 1) if timed else 2 * claim["n"])
         expect(article.locator("tbody tr")).to_have_count(claim["n"])
 
 
+def test_verdicts_begin_with_those_that_are_published(page: Page) -> None:
+    first, others = (page.locator(f"#{part} tr td:first-child") for part in ("published", "others"))
+    assert first.all_inner_texts() == [
+        claim["number"] for claim in RUN["claims"] if claim["number"] in claims.PUBLISHED
+    ]
+    expect(others).to_have_count(len(RUN["claims"]) - len(claims.PUBLISHED))
+
+
 def test_report_can_be_printed(page: Page) -> None:
-    assert page.pdf(format="A4").startswith(b"%PDF")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
-    expect(page.locator("nav")).to_be_hidden()
-    expect(page.locator("article svg").first).to_be_visible()
+    for hidden in page.locator("nav, .rows").all():
+        expect(hidden).to_be_hidden()
+    for shown in page.locator("table").all():
+        if not shown.evaluate("each => each.closest('.rows')"):
+            expect(shown).to_be_visible()
+    assert len(page.pdf(format="A4")) > 100_000
+
+
+def test_committed_report_is_that_of_the_committed_run(path: Path) -> None:
+    drawn = r"(?s)<svg.*?</svg>"
+    here, committed = path.read_text(encoding="utf-8"), read_committed("report.html")
+    assert re.sub(drawn, "", here) == re.sub(drawn, "", committed)
 
 
 def set_knob(page: Page, name: str, value: object) -> None:
@@ -109,6 +133,7 @@ def test_knobs_say_what_python_says(page: Page) -> None:
     for case in [choice.start_of(KNOBS), *cases[::7]]:
         for name, value in case.items():
             set_knob(page, name, value)
+        name_of_last = next(reversed(case))
         said = choice.answer(MEASURED, case)
         expect(page.locator("#answer strong")).to_have_text(choice.conclude(said))
         ordered = [
@@ -118,6 +143,31 @@ def test_knobs_say_what_python_says(page: Page) -> None:
             if each.side == side
         ]
         expect(page.locator("#answer li")).to_have_text(ordered)
+        topics = [topic.name for topic in choice.TOPICS if name_of_last in topic.knobs]
+        below = [f"{topic}. {said[topic]}" for topic in topics]
+        expect(page.locator(f"#{name_of_last}-now li")).to_have_text(below)
+        expect(page.locator(".now li")).to_have_count(len(below))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "scheme", "part"),
+    [
+        ("report", 1280, "light", "resolved"),
+        ("report_case", 1280, "light", "case"),
+        ("report_phone_dark", 390, "dark", "claims"),
+    ],
+)
+def test_pictures_show_the_page_as_it_is(
+    page: Page, tmp_path: Path, name: str, width: int, scheme: str, part: str
+) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    for knob, value in {"people": 64, "cores": 16, "a_week": 5, "what": choice.MODEL}.items():
+        set_knob(page, knob, value)
+    page.evaluate("part => document.getElementById(part).scrollIntoView()", part)
+    expect(page.locator(f"#{part}")).to_be_in_viewport()
+    folder = PICTURES if os.environ.get("CHATBOT_PICTURES") else tmp_path
+    page.screenshot(path=folder / f"{name}.png")
 
 
 def test_page_without_scripts_keeps_the_first_answer(browser: Browser, path: Path) -> None:

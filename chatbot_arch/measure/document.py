@@ -17,6 +17,7 @@ import chatbot_arch.measure.choice as choice
 import chatbot_arch.measure.claims as claims
 import chatbot_arch.measure.evidence as evidence
 import chatbot_arch.measure.figures as figures
+import chatbot_arch.measure.rounds as rounds
 import chatbot_arch.measure.tables as tables
 
 # %% ../../nbs/measure/document.ipynb #to-section
@@ -27,7 +28,7 @@ def to_section(record: dict[str, Any], frame: pd.DataFrame) -> dict[str, Any]:
     section = record | {
         "medians": tables.values_text(record).strip(),
         "interval": tables.interval_text(record),
-        "rule_text": tables.rule_text(record["rule"]),
+        "rule_words": tables.rule_words(record["rule"]),
         "measured": claim.experiment.__doc__,
     }
     if pairs.isna().all(axis=None):
@@ -44,7 +45,7 @@ def describe_choice(measured: choice.Measured) -> dict[str, Any]:
         "knobs": {name: asdict(knob) for name, knob in choice.knobs_of(measured).items()},
         "topics": choice.all_answers(measured),
         "headings": choice.HEADINGS,
-        "conclusions": [choice.SPLIT, choice.ONE],
+        "conclusions": choice.CONCLUSIONS,
     }
 
 
@@ -69,6 +70,10 @@ def render(run: dict[str, Any], frame: pd.DataFrame) -> str:
         answers=describe_choice(measured),
         does={c.experiment.__name__: c.experiment.__doc__ for c in claims.CLAIMS},
         timed=len(timed),
+        unresolved=sum(each["rule"]["margin"] < each["resolved"] for each in timed),
+        once=sorted({tables.query_name(each) for each in timed if each["passes"] is None}),
+        published=claims.PUBLISHED,
+        busy=rounds.BUSY,
         twice=twice,
         missed=missed,
     )

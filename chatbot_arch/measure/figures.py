@@ -8,6 +8,7 @@ __all__ = ['VERDICT_COLORS', 'SHAPE_COLORS', 'OTHER_COLORS', 'TEXT', 'UNSAID', '
 
 # %% ../../nbs/measure/figures.ipynb #imports
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -79,7 +80,7 @@ def draw_values(axes: Axes, pairs: pd.DataFrame, unit: str) -> None:
     """Draw the values of each shape, a point for each round."""
     for shape, color in zip(pairs.columns, colors_of(list(pairs.columns)), strict=True):
         axes.plot(pairs.index, pairs[shape], "o-", color=color, linewidth=0.8, label=shape)
-    axes.set(xlabel="round", ylabel=unit, ylim=(0, 1.15 * max(pairs.max(axis=None), 0.001)))
+    axes.set(xlabel="round", ylabel=unit, ylim=(0, 1.15 * (pairs.max(axis=None) or 1)))
     axes.set_xticks(pairs.index)
     clear_axes(axes).legend(fontsize=8, frameon=False, ncols=2, loc="lower left")
 
@@ -88,18 +89,22 @@ def draw_ratios(axes: Axes, pairs: pd.DataFrame, record: dict[str, Any]) -> None
     """Draw the ratio of each round, the interval of their median, and the margin's band."""
     margin, color = record["rule"]["margin"], VERDICT_COLORS.get(record["verdict"], "#999999")
     axes.axhspan(1 / margin, margin, color="#999999", alpha=0.2, linewidth=0)
-    axes.plot(pairs.index, pairs.iloc[:, 1] / pairs.iloc[:, 0], "o", color=color, alpha=0.6)
+    axes.plot(pairs.index, pairs.iloc[:, 1] / pairs.iloc[:, 0], "o", color=color, alpha=0.8)
     beside = max(pairs.index) + 1
     axes.plot([beside] * 2, [record["low"], record["high"]], color=color, linewidth=3)
     axes.plot(beside, record["ratio"], "D", color=color)
     axes.set(xlabel="round; diamond: median", ylabel="second / first", yscale="log")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low / 1.1, high * 1.1)
-    beyond = [tick for tick in (2, 5, 10, 20, 50) if 1.5 * margin < tick < high]
+    low, high = (end * part for end, part in zip(axes.get_ylim(), (1 / 1.1, 1.1), strict=True))
+    axes.set_ylim(low, high)
+    names = {1.0: "1", margin: f"{margin:g}", 1 / margin: f"{1 / margin:.2g}"}
+    names |= {tick: f"{tick:g}" for tick in (2, 5, 10, 20, 50, 0.5, 0.2, 0.1, 1.2, 1.5, 0.8, 0.7)}
+    shown: list[float] = []
+    for tick in names:  # those that stand clear of the ones before
+        gaps = [abs(math.log(tick / other)) for other in shown]
+        if low < tick < high and all(gap > math.log(high / low) / 9 for gap in gaps):
+            shown.append(tick)
     axes.minorticks_off()
-    axes.set_yticks(
-        [1 / margin, 1, margin, *beyond], [f"{1 / margin:.2g}", 1, f"{margin:g}", *beyond]
-    )
+    axes.set_yticks(shown, [names[tick] for tick in shown])
     clear_axes(axes).set_xticks(pairs.index)
 
 # %% ../../nbs/measure/figures.ipynb #draw-rounds

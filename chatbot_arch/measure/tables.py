@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['finite', 'query_of', 'to_record', 'to_records', 'judge_frame', 'interval_text', 'values_text', 'rule_text',
-           'tabulate', 'query_name', 'find_resolved', 'sum_up', 'tabulate_untold', 'tell_changes', 'read_run']
+           'rule_words', 'tabulate', 'query_name', 'find_resolved', 'sum_up', 'tabulate_untold', 'tell_changes',
+           'read_run']
 
 # %% ../../nbs/measure/tables.ipynb #imports
 import json
@@ -86,6 +87,17 @@ def values_text(record: dict[str, Any]) -> str:
 def rule_text(rule: dict[str, Any]) -> str:
     """Return a rule in short: its kind, and the margin of what is timed."""
     return rule["kind"] + ("" if rule["kind"] == "count" else f", {rule['margin']:g}")
+
+
+def rule_words(rule: dict[str, Any]) -> str:
+    """Return when a claim with a rule holds, in words."""
+    margin = f"{rule['margin']:g}"
+    return {
+        "more": f"the second is more than {margin} times the first",
+        "less": f"the first is more than {margin} times the second",
+        "same": f"neither is {margin} times the other",
+        "count": "its relation is true in every round",
+    }[rule["kind"]]
 
 
 def tabulate(records: Sequence[dict[str, Any]], numbers: Sequence[str] = ()) -> pd.DataFrame:

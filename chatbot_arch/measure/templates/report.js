@@ -32,7 +32,23 @@ function look(topic) {
   return topic.answers[place];
 }
 
-function update() {
+function conclude(said) {
+  const [split, untold] = ["microservices", "untold"].map((side) =>
+    said.filter(([, each]) => each.side === side).map(([topic]) => topic.toLowerCase()).join(", "));
+  const answer = given.conclusions[split ? "split" : untold ? "open" : "one"];
+  return answer.replace("{}", split) + (untold && given.conclusions.untold.replace("{}", untold));
+}
+
+// What a knob has just changed is told below it, since the whole answer may be out of sight.
+function tellBelow(knob, said) {
+  for (const each of document.querySelectorAll(".now")) each.replaceChildren();
+  const below = knob && document.getElementById(`${knob}-now`);
+  if (!below) return;
+  const read = given.topics.filter((topic) => topic.knobs.includes(knob)).map((topic) => topic.topic);
+  below.append(...said.filter(([topic]) => read.includes(topic)).map((each) => sentence(...each)));
+}
+
+function update(event) {
   for (const [name, knob] of Object.entries(given.knobs)) {
     const told = document.getElementById(`${name}-told`);
     const text = `${knob.positions[form.elements[name].value]} ${knob.unit}`;
@@ -41,18 +57,19 @@ function update() {
     form.elements[name].setAttribute("aria-valuetext", text);
   }
   const said = given.topics.map((topic) => [topic.topic, look(topic)]);
-  const split = said.filter(([, each]) => each.side === "microservices");
-  const topics = split.map(([topic]) => topic.toLowerCase()).join(", ");
-  const short = given.conclusions[split.length ? 0 : 1].replace("{}", topics);
-  const parts = [make("p", make("strong", short))];
+  const parts = [make("p", make("strong", conclude(said)))];
   for (const [side, heading] of Object.entries(given.headings)) {
     const items = said.filter(([, each]) => each.side === side);
     if (!items.length) continue;
     parts.push(make("h3", heading), make("ul", ...items.map((each) => sentence(...each))));
   }
   shown.replaceChildren(...parts);
+  tellBelow(event?.target.name, said);
 }
 
+addEventListener("beforeprint", () => {
+  for (const each of document.querySelectorAll("details:not(.rows)")) each.open = true;
+});
 form.addEventListener("input", update);
 form.addEventListener("submit", (event) => event.preventDefault());
 update();
