@@ -244,7 +244,9 @@ def releases(measured: Measured, cores: int, a_week: int) -> Sentence:
         return withdrawn
     text = "A release of the page restarts the monolith's model, and leaves a backend's running"
     if cores != measured.cores or len(table) < verdicts.MIN_ROUNDS:
-        return Sentence("microservices", f"{text}; for how long was not measured.", uses([stays]))
+        return Sentence(
+            "microservices", f"{text}; how long a start takes was not measured.", uses([stays])
+        )
     each_s = table["monolith"].median()
     took = f"{each_s:.1f} s from a start to the end of a first answer"
     text = f"{text}: {took}, {a_week * each_s:.0f} s a week."
