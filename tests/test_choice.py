@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -46,7 +47,7 @@ def rows_of(number: str) -> pd.DataFrame:
 
 def test_every_sentence_is_one_and_names_claims_that_exist() -> None:
     said = [sentence for _, _, sentence in sentences(MEASURED)]
-    assert len(said) > 200
+    assert len(said) > 300
     for sentence in said:
         assert sentence.text.endswith(".")
         assert sentence.rests_on.keys() <= NUMBERS
@@ -96,7 +97,6 @@ def test_without_an_experiment_what_rests_on_it_is_withdrawn(
     said = choice.answer(less, changed(what=choice.MODEL))
     for name in topics:
         assert said[name].side == "untold"
-        assert "too few rows" in said[name].text
         assert name.lower() in choice.conclude(said)
 
 
@@ -126,24 +126,72 @@ def test_outside_of_what_was_measured_it_cannot_be_told(
     assert all(topic.lower() in choice.conclude(said) for topic in topics)
 
 
-@pytest.mark.parametrize("measure", [choice.FIRST, choice.WHOLE])
-def test_waits_meet_what_was_measured_and_lie_between(
-    measure: tuple[str, tuple[str, str]],
-) -> None:
-    name, numbers = measure
-    ends = []
-    for people, number in zip((1, MEASURED.people), numbers, strict=True):
-        seconds, used = choice.wait(MEASURED, people, measure)
-        rows = rows_of(number)
-        assert rows.measure.unique() == [name]
-        medians = rows.groupby("shape").value.median()
-        assert seconds == pytest.approx([medians[shape] for shape in choice.BOTH])
-        assert used == {number: rows["round"].nunique()}
-        ends.append(seconds)
-    between, used = choice.wait(MEASURED, 4, measure)
-    assert set(used) == set(numbers)
-    straight = [(4 * one + 3 * many) / 7 for one, many in zip(*ends, strict=True)]
-    assert between == pytest.approx(straight)
+def with_points() -> choice.Measured:
+    """Return rows that also have 2 and 4 people, and a reply of a quarter, made up from others."""
+    shapes = FRAME["shape"].isin(choice.BOTH) & (FRAME.engine == "llamacpp")
+    added = []
+    for experiment, label, factor in (
+        ("many_people", "2 people", 0.25),
+        ("many_people", "4 people", 0.5),
+        ("one_person", "16 tokens", 0.5),
+    ):
+        rows = FRAME[shapes & (FRAME.experiment == experiment)].copy()
+        rows["value"] *= factor
+        added.append(rows.assign(shape=rows["shape"] + f", {label}"))
+    return with_rows(pd.concat([FRAME, *added], ignore_index=True))
+
+
+POINTS = with_points()
+
+
+def seconds(sentence: choice.Sentence) -> list[float]:
+    """Return the two waits that a sentence names."""
+    found = re.search(r"after (\S+) s in the monolith and (\S+) s in microservices", sentence.text)
+    assert found, sentence
+    return [float(each) for each in found.groups()]
+
+
+@pytest.mark.parametrize(("numbers", "at"), [(choice.FIRST, 3), (choice.WHOLE, 6)])
+def test_waits_meet_what_was_measured_and_lie_between(numbers: tuple[str, str], at: int) -> None:
+    points = choice.crowds(POINTS, numbers)
+    assert list(points) == [1, 2, 4, 8]
+    for people, number in ((1, numbers[0]), (8, numbers[1])):
+        medians = rows_of(number).groupby("shape").value.median()
+        assert list(points[people].values.values()) == [medians[each] for each in choice.BOTH]
+    low, high = choice.neighbors(points, at).values()
+    say = choice.first_word if numbers == choice.FIRST else partial(choice.whole_reply, tokens=64)
+    said = say(POINTS, cores=2, people=at)
+    assert f"interpolated between {at * 2 // 3} and {at * 4 // 3} people" in said.text
+    assert said.rests_on == {numbers[1]: 12}
+    middle = [(a + b) / 2 for a, b in zip(low.values.values(), high.values.values(), strict=True)]
+    assert seconds(said) == pytest.approx(middle, rel=0.06)  # two digits
+
+
+def test_shorter_reply_lies_between_two_lengths() -> None:
+    ends = [seconds(choice.whole_reply(POINTS, 2, 1, tokens)) for tokens in (16, 64)]
+    said = choice.whole_reply(POINTS, 2, 1, 32)
+    assert "interpolated between 16 and 64 tokens" in said.text
+    thirds = [(2 * few + most) / 3 for few, most in zip(*ends, strict=True)]
+    assert seconds(said) == pytest.approx(thirds, rel=0.06)
+    assert choice.whole_reply(POINTS, 2, 1, 8).side == "untold"
+    assert choice.whole_reply(POINTS, 2, 8, 32).side == "untold"
+
+
+def test_points_far_apart_are_not_joined() -> None:
+    assert choice.first_word(MEASURED, 2, 3).side == "untold"
+    points = choice.crowds(POINTS, choice.FIRST)
+    assert not choice.neighbors({1: points[1], 8: points[8]}, 4)
+    assert not choice.neighbors(points, 16)
+
+
+@pytest.mark.parametrize("label", ["monolith, 2 people", "microservices, 4 people"])
+def test_deleted_row_of_a_point_withdraws_what_lies_beside_it(label: str) -> None:
+    said = choice.first_word(POINTS, 2, 3)
+    rows = POINTS.frame[(POINTS.frame["shape"] == label) & (POINTS.frame.measure == "first_s")]
+    less = with_rows(POINTS.frame.drop(index=rows.index[0]))
+    assert said.side != "untold"
+    assert choice.first_word(less, 2, 3).side == "untold"
+    assert choice.first_word(less, 2, 8) == choice.first_word(POINTS, 2, 8)
 
 
 def scale(experiment: str, shape: str, factor: float) -> choice.Measured:
@@ -172,7 +220,7 @@ def test_wait_speaks_for_the_faster_side(factor: float, side: str, text: str) ->
 def test_half_of_an_answer_is_untold() -> None:
     """Six rounds that say "not later" may still say that it comes sooner, or not."""
     judged = replace(MEASURED.judge("1b"), verdict="does not hold", low=0.4, high=1.5)
-    assert choice.side_of(judged, 2.0) == "untold"
+    assert choice.side_of(judged) == "untold"
 
 
 def test_backends_that_gain_speak_for_microservices() -> None:

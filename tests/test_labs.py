@@ -16,7 +16,7 @@ FAKE_ONLY = {'ENGINES = ("fake", "llamacpp")': 'ENGINES = ("fake",)'}
 SMALLER_KNOBS = {
     "batch": {
         'ENGINE = "transformers"': 'ENGINE = "fake"',
-        "rounds=6, people=8, tokens=32, again=True": "rounds=1, people=2, tokens=8",
+        "starts=6, people=8, tokens=32, again=True": "starts=1, people=2, tokens=8",
     },
     "breaks": {"counts=3": "counts=1"},
     "deploy": {"counts=3": "counts=1"},
