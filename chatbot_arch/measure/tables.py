@@ -68,7 +68,7 @@ def judge_frame(
     chosen = [replace(found[each], engine=engine or found[each].engine) for each in numbers]
     return [to_record(claim, evidence.judge(frame, claim)) for claim in chosen]
 
-# %% ../../nbs/measure/tables.ipynb #table
+# %% ../../nbs/measure/tables.ipynb #texts
 def interval_text(record: dict[str, Any]) -> str:
     """Return "median (low to high)", or nothing if there is no interval."""
     if record["low"] is None:
@@ -99,7 +99,7 @@ def rule_words(rule: dict[str, Any]) -> str:
         "count": "its relation is true in every round",
     }[rule["kind"]]
 
-
+# %% ../../nbs/measure/tables.ipynb #table
 def tabulate(records: Sequence[dict[str, Any]], numbers: Sequence[str] = ()) -> pd.DataFrame:
     """Return a row for each claim, or for those with some numbers: rule, medians, verdict."""
     rows = [
