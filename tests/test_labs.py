@@ -24,7 +24,7 @@ SMALLER_KNOBS = {
     | {'["1", "2"]': '["1"]', "rounds=6, times=3, tokens=32": "rounds=1, times=1, tokens=8"},
     "many_people": FAKE
     | {
-        "PEOPLE = (1, 2, 4, 8)": "PEOPLE = (1, 2, 3)",
+        "(1, 2, 3, 4, 6, 8), (1, 2, 4, 8)": "(1, 2, 3), (1, 3)",
         "rounds=6, times=3, crowds=1, tokens=16": "rounds=1, times=1, tokens=8",
     },
     "memory": FAKE | {"starts=6, people=8, tokens=16": "starts=1, people=2, tokens=8"},
