@@ -34,9 +34,9 @@ OPEN = "cannot be told here"
 # What a text says about a claim, and the verdict without which it may not say so.
 SAID = {
     "README.md": {
-        "nobody would notice the split in the first word": FIRST_WORD,
+        "the first word stays within its margin": FIRST_WORD,
         "whether by more than a tenth cannot be told here": ("1c", OPEN),
-        "A second backend on the same cores makes fewer tokens": ("16b", "does not hold"),
+        "a second backend on the same cores makes fewer tokens": ("16b", "does not hold"),
         "No gain in speed was found": ("10a", OPEN),
         "the page goes on, without answers, when the model's process dies": ("12a", "holds"),
         "it is restarted without its model": ("15", "holds"),
@@ -58,8 +58,8 @@ SAID = {
         "two processes answer sooner than the modular one (14c)": ("14c", "does not hold"),
         "a second backend doubles the tokens (16a)": ("16a", "holds"),
         "on the same cores, there are fewer (16b)": ("16b", "does not hold"),
-        "page or answer comes sooner than the monolith's is open (14a": ("14a", OPEN),
-        "sooner than the monolith's is open (14a, 14b)": ("14b", OPEN),
+        "show a page or answer sooner than the monolith is open (14a": ("14a", OPEN),
+        "sooner than the monolith is open (14a, 14b)": ("14b", OPEN),
     },
     "docs/claims.md": {
         "two backends make": ("16a", "holds"),

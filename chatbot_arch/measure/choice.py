@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REAL', 'BOTH', 'Side', 'UNTOLD', 'NO_ROWS', 'FIRST', 'WHOLE', 'NEAR', 'FOUND', 'Points', 'INPUT', 'PAGE', 'MODEL',
            'BREAKS', 'TOPICS', 'HEADINGS', 'CONCLUSIONS', 'Measured', 'read_measured', 'to_measured', 'join',
-           'Sentence', 'untold', 'uses', 'withdraw', 'side_of', 'side_at', 'crowds', 'lengths', 'neighbors', 'say_wait',
+           'Sentence', 'untold', 'uses', 'withdraw', 'side_of', 'crowds', 'lengths', 'neighbors', 'say_wait',
            'first_word', 'whole_reply', 'second_backend', 'memory', 'releases', 'breaks', 'size', 'Knob', 'knobs_of',
            'Topic', 'start_of', 'answer', 'conclude', 'positions', 'as_record', 'all_answers', 'to_html', 'show']
 
@@ -132,13 +132,6 @@ def side_of(judged: evidence.Judged) -> Side:
     within = 1 / claim.margin < judged.low and judged.high < claim.margin
     return "either" if within else "untold"
 
-
-def side_at(judged: Sequence[evidence.Judged]) -> tuple[Side, float]:
-    """Return the side for which some claims speak, and their margin; untold if they differ."""
-    margins = [claims.find_claims([each.number])[0].margin for each in judged]
-    sides = {side_of(each) for each in judged}
-    return sides.pop() if len(sides) == 1 else "untold", max(margins)
-
 # %% ../../nbs/measure/choice.ipynb #waits
 FIRST, WHOLE = ("1b", "22b"), ("1c", "22c")  # the claims on one person, and on many
 NEAR = 4  # neighbors are at most this many times apart
@@ -192,13 +185,13 @@ def say_wait(
         return untold(NO_ROWS, used)
     ends = [list(judged.values.values()) for judged in near.values()]
     first, second = (np.interp(value, list(near), each) for each in zip(*ends, strict=True))
-    told = f"interpolated between {join([str(each) for each in near])} {unit}"
-    if len(near) == 1:
-        [judged] = near.values()
-        told = f"{judged.ratio:.2f} ({judged.low:.2f} to {judged.high:.2f}) times by rounds"
-    side, margin = side_at(list(near.values()))
+    judged, *others = near.values()
+    [claim], side = claims.find_claims([judged.number]), side_of(judged)
+    told = f"{judged.ratio:.2f} ({judged.low:.2f} to {judged.high:.2f}) times by rounds"
+    if others:  # a line has no rounds, and no verdict
+        told, side = f"interpolated between {join([str(x) for x in near])} {unit}", "untold"
     took = f"{what} after {first:.2g} s in the monolith and {second:.2g} s in microservices, {told}"
-    return Sentence(side, f"{took}; {FOUND[side].format(margin)}.", used)
+    return Sentence(side, f"{took}; {FOUND[side].format(claim.margin)}.", used)
 
 
 def first_word(measured: Measured, cores: int, people: int) -> Sentence:
@@ -267,7 +260,7 @@ def releases(measured: Measured, cores: int, a_week: int) -> Sentence:
         )
     each_s = table["monolith"].median()
     took = f"{each_s:.1f} s from a start to the end of a first answer"
-    text = f"{text}: {took}, {a_week * each_s:.0f} s a week."
+    text = f"{text}: {took}, up to {a_week * each_s:.0f} s a week."
     return Sentence("microservices", text, uses([stays]) | {"14b": len(table)})
 
 # %% ../../nbs/measure/choice.ipynb #breaks
@@ -328,7 +321,7 @@ def knobs_of(measured: Measured) -> dict[str, Knob]:
         "tokens": Knob("Length of a reply", "tokens", tokens, measured.tokens),
         "cores": Knob("Cores of the machine", "cores", cores, measured.cores),
         "memory_gb": Knob("Memory for the processes", "GB", (0.5, 0.75, 1, 2, 4, 8), 2),
-        "a_week": Knob("Releases of the page", "a week", (0, 1, 2, 5, 10, 50), 1),
+        "a_week": Knob("Releases of the page", "a week", (0, 1, 2, 3, 5, 10, 50), 1),
         "what": Knob("What may break", "", (nothing, *BREAKS), nothing),
     }
 
