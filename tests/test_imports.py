@@ -157,7 +157,6 @@ MAY_IMPORT = {
     "measure.document": {
         "measure.choice",
         "measure.claims",
-        "measure.evidence",
         "measure.figures",
         "measure.rounds",
         "measure.tables",

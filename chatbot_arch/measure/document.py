@@ -15,7 +15,6 @@ import pandas as pd
 
 import chatbot_arch.measure.choice as choice
 import chatbot_arch.measure.claims as claims
-import chatbot_arch.measure.evidence as evidence
 import chatbot_arch.measure.figures as figures
 import chatbot_arch.measure.rounds as rounds
 import chatbot_arch.measure.tables as tables
@@ -24,7 +23,7 @@ import chatbot_arch.measure.tables as tables
 def to_section(record: dict[str, Any], frame: pd.DataFrame) -> dict[str, Any]:
     """Return a record with what a page shows of it: texts, a figure, and a table of rounds."""
     [claim] = claims.find_claims([record["number"]])
-    pairs = evidence.pairs_of(frame, claim)
+    pairs = figures.find_pairs(record, frame)
     section = record | {
         "medians": tables.values_text(record).strip(),
         "interval": tables.interval_text(record),
@@ -34,9 +33,9 @@ def to_section(record: dict[str, Any], frame: pd.DataFrame) -> dict[str, Any]:
     if pairs.isna().all(axis=None):
         return section | {"figure": "", "rounds": None}
     table = pairs.assign(ratio=pairs.iloc[:, 1] / pairs.iloc[:, 0])
-    rounds = table.to_html(float_format="{:.4g}".format, border=0, na_rep="", index_names=False)
+    rows = table.to_html(float_format="{:.4g}".format, border=0, na_rep="", index_names=False)
     drawn = map(figures.to_svg, figures.draw_parts(record, frame))
-    return section | {"figure": "".join(drawn), "rounds": rounds}
+    return section | {"figure": "".join(drawn), "rounds": rows}
 
 # %% ../../nbs/measure/document.ipynb #render
 def describe_choice(measured: choice.Measured) -> dict[str, Any]:
