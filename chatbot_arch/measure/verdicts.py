@@ -92,7 +92,7 @@ def judge(kind: Kind, margin: float, interval: Interval, resolved: float = 1.0) 
         few = f"{interval.n} rounds; an interval needs {MIN_ROUNDS}, each with a positive ratio"
         return Verdict(UNTOLD, few)
     if margin < resolved:
-        return Verdict(UNTOLD, f"this run resolves {resolved:.2f}, the margin is {margin:g}")
+        return Verdict(UNTOLD, f"this run resolves {resolved:.3f}, the margin is {margin:g}")
     word = judge_interval(kind, margin, interval.low, interval.high)
     spans = f"{interval.low:.2f} to {interval.high:.2f}, margin {margin:g}"
     return Verdict(word, spans)
