@@ -42,36 +42,36 @@ SAID = {
         "it is restarted without its model": ("15", "holds"),
     },
     "nbs/index.ipynb": {
-        "nobody would notice the split in the first word": FIRST_WORD,
-        "took longer in two runs, whether by more than a tenth is open": ("1c", OPEN),
+        "the first word stays within its margin": FIRST_WORD,
+        "whether a reply takes a tenth longer is open": ("1c", OPEN),
         "the page goes on when the model's process dies": ("12a", "holds"),
         "it is restarted without its model": ("15", "holds"),
     },
     "nbs/08_which_one.ipynb": {
         "a quarter of a second later, in both (26b": ("26b", "does not hold"),
         "in both (26b, 26d)": ("26d", "does not hold"),
-        "Nobody would notice the split in the first word (1a": ("1a", "no difference"),
-        "in the first word (1a, 1b)": FIRST_WORD,
-        "took longer in two runs; whether by more than a tenth is open (1c)": ("1c", OPEN),
+        "leaves the first word within its margin (1a": ("1a", "no difference"),
+        "the first word within its margin (1a, 1b)": FIRST_WORD,
+        "Whether one person's reply takes a tenth longer is open (1c)": ("1c", OPEN),
         "costs several times the wait (4b)": ("4b", "holds"),
-        "Memory is the same within a tenth (7)": ("7", "no difference"),
-        "two processes answer sooner than the modular one (14c)": ("14c", "does not hold"),
+        "Memory differs by less than a tenth (7)": ("7", "no difference"),
         "a second backend doubles the tokens (16a)": ("16a", "holds"),
         "on the same cores, there are fewer (16b)": ("16b", "does not hold"),
-        "show a page or answer sooner than the monolith is open (14a": ("14a", OPEN),
-        "sooner than the monolith is open (14a, 14b)": ("14b", OPEN),
+        "after a start is open, beside the monolith (14a": ("14a", OPEN),
+        "is open, beside the monolith (14a, 14b)": ("14b", OPEN),
+        "(14a, 14b) and the modular shape (14c)": ("14c", OPEN),
     },
     "docs/claims.md": {
         "two backends make": ("16a", "holds"),
         "times as many: fewer (16a, 16b)": ("16b", "does not hold"),
         "within the margin of a tenth (7)": ("7", "no difference"),
-        "as long until their first answer as the modular shape (14c)": ("14c", "does not hold"),
+        "cannot be told from the two runs (14c)": ("14c", OPEN),
         "if that is enabled, which it has to poll (24)": ("24", "holds"),
         "the article's page has one turn, not two (21)": ("21", "does not hold"),
     },
 }
 # A claim whose interval lies on this side of 1, whatever the verdict says about a margin.
-MORE, FEWER = ("1c", "2"), ("14c", "16b")
+MORE, FEWER = ("2",), ("14c", "16b")
 
 
 def test_readme_quotes_both_runs() -> None:
@@ -115,7 +115,8 @@ def test_sentence_says_no_more_than_its_verdict(
     path: str, sentence: str, number: str, verdict: str
 ) -> None:
     assert sentence in " ".join((ROOT / path).read_text(encoding="utf-8").split())
-    assert [run[number]["verdict"] for run in RUNS] == [verdict] * 2
+    verdicts = {run[number]["verdict"] for run in RUNS}
+    assert verdicts == {verdict} or verdict == OPEN in verdicts  # open is what one run left open
 
 
 def test_page_of_the_claims_shows_the_committed_runs() -> None:
