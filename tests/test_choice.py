@@ -38,11 +38,24 @@ def sentences(measured: choice.Measured) -> Iterator[tuple[str, dict[str, Any], 
             yield topic.name, values, topic.say(measured, **values)
 
 
-def rows_of(number: str) -> pd.DataFrame:
-    """Return the rows of a claim's two shapes."""
+def rows_of(number: str, at: str = "") -> pd.DataFrame:
+    """Return the rows of a claim's two shapes, `at` another number of people or tokens."""
     [claim] = claims.find_claims([number])
     found = FRAME.query("experiment == @claim.experiment.__name__ and engine == @claim.engine")
-    return found[(found.measure == claim.measure) & found["shape"].isin(claim.shapes)]
+    shapes = [f"{shape}, {at}" if at else shape for shape in claim.shapes]
+    return found[(found.measure == claim.measure) & found["shape"].isin(shapes)]
+
+
+def rests_at(number: str, values: dict[str, Any]) -> list[str]:
+    """Return at which other numbers of people or tokens a sentence uses a claim; "" is its own."""
+    if number in (choice.FIRST[1], choice.WHOLE[1]):
+        waits = choice.FIRST if number in choice.FIRST else choice.WHOLE
+        near = choice.neighbors(choice.crowds(MEASURED, waits), values["people"])
+        return ["" if each == MEASURED.people else f"{each} people" for each in near if each > 1]
+    if number == choice.WHOLE[0] and values["people"] == 1:
+        near = choice.neighbors(choice.lengths(MEASURED), values["tokens"])
+        return ["" if each == MEASURED.tokens else f"{each} tokens" for each in near]
+    return [""]
 
 
 def test_every_sentence_is_one_and_names_claims_that_exist() -> None:
@@ -61,10 +74,11 @@ def test_deleted_row_changes_or_withdraws_a_sentence(topic: choice.Topic) -> Non
     tried = 0
     for values in choice.positions(topic, KNOBS):
         sentence = topic.say(MEASURED, **values)
-        for number in sentence.rests_on:
-            for row in (rows_of(number).index[0], rows_of(number).index[-1]):
+        used = ((number, at) for number in sentence.rests_on for at in rests_at(number, values))
+        for number, at in used:
+            for row in (rows_of(number, at).index[0], rows_of(number, at).index[-1]):
                 less = topic.say(with_rows(FRAME.drop(index=row)), **values)
-                assert less != sentence, (values, number)
+                assert less != sentence, (values, number, at)
                 tried += 1
     assert tried
 
@@ -74,7 +88,8 @@ def test_without_a_claims_rows_the_text_is_another_and_says_no_more(topic: choic
     for values in choice.positions(topic, KNOBS):
         sentence = topic.say(MEASURED, **values)
         for number in sentence.rests_on:
-            less = topic.say(with_rows(FRAME.drop(index=rows_of(number).index)), **values)
+            gone = pd.concat([rows_of(number, at) for at in rests_at(number, values)]).index
+            less = topic.say(with_rows(FRAME.drop(index=gone)), **values)
             assert less.text != sentence.text, (values, number)
             assert less.side in (sentence.side, "untold")
 
@@ -126,24 +141,6 @@ def test_outside_of_what_was_measured_it_cannot_be_told(
     assert all(topic.lower() in choice.conclude(said) for topic in topics)
 
 
-def with_points() -> choice.Measured:
-    """Return rows that also have 2 and 4 people, and a reply of a quarter, made up from others."""
-    shapes = FRAME["shape"].isin(choice.BOTH) & (FRAME.engine == "llamacpp")
-    added = []
-    for experiment, label, factor in (
-        ("many_people", "2 people", 0.25),
-        ("many_people", "4 people", 0.5),
-        ("one_person", "16 tokens", 0.5),
-    ):
-        rows = FRAME[shapes & (FRAME.experiment == experiment)].copy()
-        rows["value"] *= factor
-        added.append(rows.assign(shape=rows["shape"] + f", {label}"))
-    return with_rows(pd.concat([FRAME, *added], ignore_index=True))
-
-
-POINTS = with_points()
-
-
 def seconds(sentence: choice.Sentence) -> list[float]:
     """Return the two waits that a sentence names."""
     found = re.search(r"after (\S+) s in the monolith and (\S+) s in microservices", sentence.text)
@@ -153,14 +150,14 @@ def seconds(sentence: choice.Sentence) -> list[float]:
 
 @pytest.mark.parametrize(("numbers", "at"), [(choice.FIRST, 3), (choice.WHOLE, 6)])
 def test_waits_meet_what_was_measured_and_lie_between(numbers: tuple[str, str], at: int) -> None:
-    points = choice.crowds(POINTS, numbers)
+    points = choice.crowds(MEASURED, numbers)
     assert list(points) == [1, 2, 4, 8]
     for people, number in ((1, numbers[0]), (8, numbers[1])):
         medians = rows_of(number).groupby("shape").value.median()
         assert list(points[people].values.values()) == [medians[each] for each in choice.BOTH]
     low, high = choice.neighbors(points, at).values()
     say = choice.first_word if numbers == choice.FIRST else partial(choice.whole_reply, tokens=64)
-    said = say(POINTS, cores=2, people=at)
+    said = say(MEASURED, cores=2, people=at)
     assert f"interpolated between {at * 2 // 3} and {at * 4 // 3} people" in said.text
     assert said.rests_on == {numbers[1]: 12}
     assert said.side == "untold"
@@ -169,30 +166,31 @@ def test_waits_meet_what_was_measured_and_lie_between(numbers: tuple[str, str], 
 
 
 def test_shorter_reply_lies_between_two_lengths() -> None:
-    ends = [seconds(choice.whole_reply(POINTS, 2, 1, tokens)) for tokens in (16, 64)]
-    said = choice.whole_reply(POINTS, 2, 1, 32)
+    ends = [seconds(choice.whole_reply(MEASURED, 2, 1, tokens)) for tokens in (16, 64)]
+    said = choice.whole_reply(MEASURED, 2, 1, 32)
     assert "interpolated between 16 and 64 tokens" in said.text
     thirds = [(2 * few + most) / 3 for few, most in zip(*ends, strict=True)]
     assert seconds(said) == pytest.approx(thirds, rel=0.06)
-    assert choice.whole_reply(POINTS, 2, 1, 8).side == "untold"
-    assert choice.whole_reply(POINTS, 2, 8, 32).side == "untold"
+    assert choice.whole_reply(MEASURED, 2, 1, 8).side == "untold"
+    assert choice.whole_reply(MEASURED, 2, 8, 32).side == "untold"
 
 
 def test_points_far_apart_are_not_joined() -> None:
-    assert choice.first_word(MEASURED, 2, 3).side == "untold"
-    points = choice.crowds(POINTS, choice.FIRST)
+    ends = with_rows(FRAME[~FRAME["shape"].str.endswith(" people")])
+    assert "1 and 8 people at once on 2 cores were measured" in choice.first_word(ends, 2, 3).text
+    points = choice.crowds(MEASURED, choice.FIRST)
     assert not choice.neighbors({1: points[1], 8: points[8]}, 4)
     assert not choice.neighbors(points, 16)
 
 
 @pytest.mark.parametrize("label", ["monolith, 2 people", "microservices, 4 people"])
 def test_deleted_row_of_a_point_withdraws_what_lies_beside_it(label: str) -> None:
-    said = choice.first_word(POINTS, 2, 3)
-    rows = POINTS.frame[(POINTS.frame["shape"] == label) & (POINTS.frame.measure == "first_s")]
-    less = with_rows(POINTS.frame.drop(index=rows.index[0]))
+    said = choice.first_word(MEASURED, 2, 3)
+    rows = FRAME.query("shape == @label and engine == 'llamacpp' and measure == 'first_s'")
+    less = with_rows(FRAME.drop(index=rows.index[0]))
     assert "interpolated" in said.text
     assert "too few rows" in choice.first_word(less, 2, 3).text
-    assert choice.first_word(less, 2, 8) == choice.first_word(POINTS, 2, 8)
+    assert choice.first_word(less, 2, 8) == choice.first_word(MEASURED, 2, 8)
 
 
 def scale(experiment: str, shape: str, factor: float) -> choice.Measured:
