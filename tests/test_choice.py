@@ -230,21 +230,21 @@ def test_backends_that_gain_speak_for_microservices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "memory_gb", "side", "enough"),
+    ("shape", "memory_gb", "side", "than"),
     [
-        ("", 0.5, "either", "not enough for any of them"),
-        ("", 0.75, "monolith", "enough for the monolith."),
-        ("", 1, "either", "enough for the monolith and microservices."),
-        ("", 8, "either", "enough for the monolith, microservices and two backends."),
-        ("monolith", 0.8, "microservices", "enough for microservices."),
+        ("", 0.5, "either", "less than each needed then."),
+        ("", 0.75, "monolith", "more than the monolith needed then."),
+        ("", 1, "either", "more than the monolith and microservices needed then."),
+        ("", 8, "either", "more than the monolith, microservices and two backends needed then."),
+        ("monolith", 0.8, "microservices", "more than microservices needed then."),
     ],
 )
 def test_memory_goes_by_what_the_processes_need(
-    shape: str, memory_gb: float, side: str, enough: str
+    shape: str, memory_gb: float, side: str, than: str
 ) -> None:
     said = choice.memory(scale("start_up", shape, 1.2), memory_gb)
     assert said.side == side
-    assert said.text.endswith(enough if enough.endswith(".") else f"{enough}.")
+    assert said.text.endswith(f" GB is {than}")
 
 
 def test_claim_that_fails_is_told_as_that() -> None:

@@ -240,10 +240,10 @@ def memory(measured: Measured, memory_gb: float) -> Sentence:
     need_mb["two backends"] = need_mb["microservices"] + two_mb - one_mb
     told = join([f"{name} needed {mb / 1e3:.2f} GB" for name, mb in need_mb.items()])
     fits = [name for name, mb in need_mb.items() if mb <= memory_gb * 1e3]
-    enough = f"enough for {join(fits)}" if fits else "not enough for any of them"
+    than = f"more than {join(fits)} needed then" if fits else "less than each needed then"
     one, split = ("the monolith" in fits), ("microservices" in fits)
     side: Side = "either" if one == split else "monolith" if one else "microservices"
-    return Sentence(side, f"After one reply, {told}; {memory_gb:g} GB is {enough}.", used)
+    return Sentence(side, f"After one reply, {told}; {memory_gb:g} GB is {than}.", used)
 
 # %% ../../nbs/measure/choice.ipynb #releases
 def releases(measured: Measured, cores: int, a_week: int) -> Sentence:
