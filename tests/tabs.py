@@ -18,6 +18,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "")
 SLOWLY = " ".join(f"w{number}" for number in range(400))  # the fake needs four seconds for it
 FRAMES = "iframe[title='streamlit_chat.streamlit_chat']"
 MESSAGES = f"{FRAMES}, [data-testid='stChatMessage']"  # in either look
+MOVING = "part.getAnimations({subtree: true})"
 TURNS = "[class*='st-key-turn-']"  # the oldest comes first in the page's tree
 
 
@@ -150,11 +151,16 @@ def press(tab: Page, name: str) -> None:
 
 
 def unfold(tab: Page, name: str) -> None:
-    """Open a part of the sidebar that is folded, if it is, once the page rests."""
+    """Open a part of the sidebar that is folded, if it is, once the page rests; wait until it is.
+
+    What it holds moves while it unfolds, and a click that lands beside a button is lost.
+    """
     expect(tab.locator("[data-test-script-state='notRunning']")).to_be_visible()
     part = tab.get_by_test_id("stExpander").filter(has_text=name).locator("details")
     if part.get_attribute("open") is None:
         part.locator("summary").click()
+        expect(part).to_have_attribute("open", "")
+    part.evaluate(f"part => Promise.all({MOVING}.map(each => each.finished))")
 
 
 def download(tab: Page, name: str) -> bytes:
