@@ -18,7 +18,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "")
 SLOWLY = " ".join(f"w{number}" for number in range(400))  # the fake needs four seconds for it
 FRAMES = "iframe[title='streamlit_chat.streamlit_chat']"
 MESSAGES = f"{FRAMES}, [data-testid='stChatMessage']"  # in either look
-MOVING = "part.getAnimations({subtree: true})"
+REST = """async part => {
+  const moving = () => part.getAnimations({subtree: true}).filter(each => each.playState === "running");
+  while (moving().length) await Promise.allSettled(moving().map(each => each.finished));
+}"""
 TURNS = "[class*='st-key-turn-']"  # the oldest comes first in the page's tree
 
 
@@ -160,7 +163,7 @@ def unfold(tab: Page, name: str) -> None:
     if part.get_attribute("open") is None:
         part.locator("summary").click()
         expect(part).to_have_attribute("open", "")
-    part.evaluate(f"part => Promise.all({MOVING}.map(each => each.finished))")
+    part.evaluate(REST)
 
 
 def download(tab: Page, name: str) -> bytes:
