@@ -19,7 +19,8 @@ SLOWLY = " ".join(f"w{number}" for number in range(400))  # the fake needs four 
 FRAMES = "iframe[title='streamlit_chat.streamlit_chat']"
 MESSAGES = f"{FRAMES}, [data-testid='stChatMessage']"  # in either look
 REST = """async part => {
-  const moving = () => part.getAnimations({subtree: true}).filter(each => each.playState === "running");
+  const all = () => part.getAnimations({subtree: true});
+  const moving = () => all().filter(each => each.playState === "running");
   while (moving().length) await Promise.allSettled(moving().map(each => each.finished));
 }"""
 TURNS = "[class*='st-key-turn-']"  # the oldest comes first in the page's tree
