@@ -38,6 +38,7 @@ SAID = {
         "whether by more than a tenth cannot be told here": ("1c", OPEN),
         "a second backend on the same cores makes fewer tokens": ("16b", "does not hold"),
         "No gain in speed was found": ("10a", OPEN),
+        "10a was open in the first": ("10a", OPEN),
         "the page goes on, without answers, when the model's process dies": ("12a", "holds"),
         "it is restarted without its model": ("15", "holds"),
     },
