@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['Put', 'BUSY_UP_TO_S', 'SHORTEST_PAUSE_S', 'LONGEST_PAUSE_S', 'FACTS', 'MAX_REPLY_CHARS', 'NONSENSE', 'BROKEN_OFF',
            'CONNECT_TIMEOUT_S', 'KEEP_CONNECTION_S', 'NO_PROXY', 'LOOPBACK', 'CLOSED', 'REFUSED_PAUSE_S',
-           'REFUSED_UP_TO_S', 'ANSWER_GRACE_S', 'MAX_SENT_CHARS', 'DESCRIBE_TIMEOUT_S', 'DESCRIBED_FOR_S',
-           'BackendError', 'TryLaterError', 'Failure', 'explain_answer', 'read_facts', 'Token', 'Waiting',
-           'read_events', 'read_body', 'read_whole', 'trusted', 'open_client', 'ask_once', 'ask_backend',
-           'turns_too_many', 'body_of', 'Connection', 'Connector', 'Readiness', 'SilentError', 'ask_ready',
-           'RemoteAnswerer']
+           'REFUSED_UP_TO_S', 'ANSWER_GRACE_S', 'MAX_SENT_CHARS', 'SESSION_KEY', 'DESCRIBE_TIMEOUT_S',
+           'DESCRIBED_FOR_S', 'BackendError', 'TryLaterError', 'Failure', 'explain_answer', 'read_facts', 'Token',
+           'Waiting', 'read_events', 'read_body', 'read_whole', 'trusted', 'open_client', 'ask_once', 'ask_backend',
+           'turns_too_many', 'body_of', 'session_header', 'Connection', 'Connector', 'Readiness', 'SilentError',
+           'ask_ready', 'RemoteAnswerer']
 
 # %% ../../nbs/engines/remote.ipynb #imports
 import asyncio
 import contextlib
 import functools
+import hashlib
 import math
 import queue
+import secrets
 import ssl
 import threading
 import time
@@ -70,15 +72,15 @@ def explain_answer(status: int, headers: Mapping[str, str], url: str, content: s
     if status == httpx.codes.UNAUTHORIZED:
         another = "rejected the API key. Set CHATBOT_API_KEY to the backend's value."
         return BackendError(f"The backend at {url} {another}")
+    retry_after = headers.get("Retry-After", "")
+    if status in (429, 503) and retry_after.isdecimal():  # a router's may have no detail
+        pause_s = max(SHORTEST_PAUSE_S, min(float(retry_after), LONGEST_PAUSE_S))
+        return TryLaterError(detail or f"The backend at {url} is busy.", pause_s, BUSY_UP_TO_S)
     if not detail or status not in (400, 413, 422, 429, 500, 503):
         return BackendError(
             f"The backend at {url} answered {status} {httpx.codes.get_reason_phrase(status)} "
             "without a reply. Your question is kept: check the backend's log, then ask again."
         )
-    retry_after = headers.get("Retry-After", "")
-    if status in (429, 503) and retry_after.isdecimal():
-        pause_s = max(SHORTEST_PAUSE_S, min(float(retry_after), LONGEST_PAUSE_S))
-        return TryLaterError(detail, pause_s, BUSY_UP_TO_S)
     return BackendError(detail)
 
 # %% ../../nbs/engines/remote.ipynb #read-facts
@@ -306,6 +308,16 @@ def body_of(
     }
     return body, left_out
 
+# %% ../../nbs/engines/remote.ipynb #session-header
+SESSION_KEY = secrets.token_bytes()  # of this process
+
+
+def session_header(conversation: list[protocol.Message]) -> dict[str, str]:
+    """Return a header that is the same for all turns of a conversation: a keyed hash."""
+    first = next(each["content"] for each in conversation if each["role"] == "user")
+    digest = hashlib.blake2b(first.encode(errors="replace"), digest_size=8, key=SESSION_KEY)
+    return {"X-Session-ID": digest.hexdigest()}
+
 # %% ../../nbs/engines/remote.ipynb #connection
 class Connection:
     """A client of one backend and its event loop, in a separate thread."""
@@ -414,6 +426,7 @@ class RemoteAnswerer:
         body, left_out = body_of(conversation, options)
         inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with tracing.span("ask the backend") as headers:
+            headers |= session_header(conversation)
             asking = self._connector.start(ask_backend, body, headers, inbox.put)
             asking.add_done_callback(inbox.put)
             try:
