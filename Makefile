@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TIMEOUT := $(shell command -v timeout)
 
-.PHONY: help compare compare-full sabotage test test-more bench-engines bench-backend bench-pages lab monolith microservices outputs clean
+.PHONY: help compare compare-full sabotage test test-more bench-engines bench-backend bench-pages lab monolith microservices cluster outputs clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,11 @@ monolith: $(INSTALLED)  ## run the monolith until Ctrl-C
 microservices: $(INSTALLED)  ## run backend and front end until Ctrl-C
 	$(BIN)/chatbot-fetch
 	$(BIN)/chatbot-launch microservices
+
+cluster: $(INSTALLED)  ## run replicas of the backend on Ray Serve until Ctrl-C
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'
+	$(BIN)/chatbot-fetch
+	$(BIN)/chatbot-cluster
 
 outputs: $(INSTALLED)  ## run all notebooks and keep their outputs, export, clean
 	find nbs -name '*.ipynb' -not -path '*/.*' -exec $(BIN)/jupyter execute --inplace --timeout=900 {} +

@@ -16,7 +16,7 @@ import chatbot_arch
 PACKAGE = Path(chatbot_arch.__file__).parent
 ROOT = PACKAGE.parent
 # Besides these, every module but guard and users may import settings, and the apps tracing.
-APPS = ("utils", "monolith", "backend", "frontend", "modular")
+APPS = ("utils", "monolith", "backend", "frontend", "modular", "cluster")
 MAY_IMPORT = {
     "settings": set(),
     "tracing": set(),
@@ -218,6 +218,7 @@ MAY_IMPORT = {
     },
     "frontend": {"utils", "engines.protocol", "engines.remote"},
     "modular": {"utils", "backend"},
+    "cluster": {"backend", "engines.protocol"},
 }
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
