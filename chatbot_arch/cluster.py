@@ -84,7 +84,7 @@ def read_config(path: Path, port: int = 0, replicas: int = 0) -> dict[str, Any]:
         options, (application,) = config["http_options"], config["applications"]
         (deployment,) = application["deployments"]
     except (OSError, UnicodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        cause = f"{type(error).__name__}: {error}"
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ClusterError(f"{path} cannot be served: {cause}. Start from {CONFIG}.") from error
     options |= {"port": port} if port else {}
     deployment |= {"num_replicas": replicas} if replicas else {}
