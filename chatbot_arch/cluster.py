@@ -112,6 +112,9 @@ def run(config: dict[str, Any]) -> None:
         try:
             ray.init(address, namespace="serve", **own)
             signal.signal(signal.SIGTERM, interrupt)  # Ray has set its own
+            at = ray.get_runtime_context().gcs_address
+            update = "serve run --non-blocking FILE"
+            print(f"Update: RAY_AUTH_MODE=token RAY_ADDRESS={at} {update}", flush=True)
             cli(["run", str(path)])
         finally:
             ray.shutdown()

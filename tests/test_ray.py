@@ -1,0 +1,289 @@
+"""Replicas of the backend on Ray Serve: sessions, leaving, a killed replica, an update."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+from check_sync import ROOT
+
+import chatbot_arch.engines.protocol as protocol
+import chatbot_arch.engines.remote as remote
+import chatbot_arch.measure.launch as launch
+
+CONFIG = ROOT / "deploy" / "serve.yaml"
+CONFIGS = (CONFIG, ROOT / "deploy" / "serve-gpu.yaml")
+REPLICAS, SLOTS = 2, 4
+READY_S, DEADLINE_S = 180, 90
+FAKE = {
+    "CHATBOT_ENGINE": "fake",
+    "CHATBOT_FAKE_TOKEN_S": "0.02",
+    "CHATBOT_MAX_REPLIES": str(SLOTS),
+}
+CHECK = """
+import sys, yaml
+from ray.serve.schema import ServeDeploySchema
+def names(value):
+    if isinstance(value, dict):
+        return {key: names(each) for key, each in value.items()}
+    return [names(each) for each in value] if isinstance(value, list) else None
+for path in sys.argv[1:]:
+    content = yaml.safe_load(open(path))
+    taken = ServeDeploySchema.model_validate(content).model_dump(exclude_unset=True, mode="json")
+    assert names(taken) == names(content), "Serve ignores a name that it does not know."
+"""
+
+pytestmark = [
+    pytest.mark.more,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None,
+        reason="Ray is not installed; run `pip install -e '.[ray]'`",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the config of one machine with the fake engine and a request to spare per replica."""
+    content = yaml.safe_load(CONFIG.read_text())
+    [application] = content["applications"]
+    application["runtime_env"]["env_vars"] |= FAKE
+    application["deployments"][0] |= {"num_replicas": REPLICAS, "max_ongoing_requests": 12}
+    path = tmp_path_factory.mktemp("cluster") / "serve.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster(config: Path) -> Iterator[launch.Server]:
+    """Yield a cluster whose replicas are ready; nothing of it is left afterwards."""
+    server = launch.start_cluster(config, {})
+    try:
+        launch.wait_until_ready(server, READY_S)
+        wait_until(lambda: len(replicas(server)) == REPLICAS)
+        yield server
+    finally:
+        launch.stop_server(server)
+    assert not server.processes()
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def replicas(server: launch.Server) -> list[psutil.Process]:
+    """Return the processes of the replicas, as Ray names them."""
+    return [each for each in server.processes() if "ServeReplica" in "".join(each.cmdline())]
+
+
+def metric(url: str, name: str, session: str = "") -> float:
+    """Return a value that one replica counts; always the same one's for a session."""
+    headers = {"X-Session-ID": session} if session else {}
+    answer = httpx.get(f"{url}/metrics", headers=headers, trust_env=False, timeout=30)
+    lines = answer.raise_for_status().text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def stream(url: str, question: str, session: str = "") -> str:
+    """Return the last event of a reply, or what ended it."""
+    headers = {"X-Session-ID": session} if session else {}
+    body, last = {"user_input": question}, "nothing"
+    try:
+        with httpx.stream(
+            "POST",
+            f"{url}/chat/stream",
+            json=body,
+            headers=headers,
+            trust_env=False,
+            timeout=DEADLINE_S,
+        ) as answer:
+            if answer.is_error:
+                return f"{answer.status_code}"
+            for line in answer.iter_lines():
+                last = line.removeprefix("event: ") if line.startswith("event: ") else last
+    except httpx.HTTPError as error:
+        return type(error).__name__
+    return last
+
+
+def test_configs_are_what_serve_takes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, *CONFIGS], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_check_notices_a_name_that_serve_ignores(tmp_path: Path) -> None:
+    content = yaml.safe_load(CONFIG.read_text())
+    content["applications"][0]["deployments"][0]["max_ongoing"] = 5
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(content))
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, tmp_path / "wrong.yaml"], capture_output=True, timeout=120
+    )
+    assert b"does not know" in done.stderr
+
+
+def test_replies_come_through_the_router(cluster: launch.Server) -> None:
+    chat = httpx.post(
+        f"{cluster.url}/chat", json={"user_input": "/echo one two"}, trust_env=False, timeout=30
+    )
+    assert chat.json() == "one two"
+    assert stream(cluster.url, "/echo one two") == "done"
+    wrong = httpx.post(f"{cluster.url}/chat", json={"user_input": 1}, trust_env=False, timeout=30)
+    assert wrong.status_code == 422
+    assert "user_input" in wrong.text
+
+
+def test_session_keeps_its_replica_and_sessions_use_both(cluster: launch.Server) -> None:
+    started = {
+        session: {metric(cluster.url, "chatbot_reply_seconds_created", session) for _ in range(5)}
+        for session in map(str, range(12))
+    }
+    assert all(len(times) == 1 for times in started.values())
+    assert len(set.union(*started.values())) == REPLICAS
+
+
+def test_leaving_frees_the_slot_of_the_replica(cluster: launch.Server) -> None:
+    session, running = "leaving", "chatbot_replies_in_flight "
+    with httpx.stream(
+        "POST",
+        f"{cluster.url}/chat/stream",
+        json={"user_input": "/hang"},
+        headers={"X-Session-ID": session},
+        trust_env=False,
+        timeout=30,
+    ):
+        wait_until(lambda: metric(cluster.url, running, session) == 1)
+    wait_until(lambda: metric(cluster.url, running, session) == 0)
+
+
+def test_full_cluster_answers_429_with_retry_after(cluster: launch.Server, config: Path) -> None:
+    deployment = yaml.safe_load(config.read_text())["applications"][0]["deployments"][0]
+    places = REPLICAS * deployment["max_ongoing_requests"] + deployment["max_queued_requests"]
+    body = {"user_input": "/echo " + "word " * 100}
+    with ThreadPoolExecutor(places + 30) as pool:
+        asked = [
+            pool.submit(
+                httpx.post, f"{cluster.url}/chat", json=body, trust_env=False, timeout=DEADLINE_S
+            )
+            for _ in range(places + 30)
+        ]
+        answers = [each.result() for each in asked]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert all(answer.headers["Retry-After"].isdecimal() for answer in refused)
+
+
+def test_killed_replica_loses_only_its_replies_and_is_replaced(cluster: launch.Server) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        asked = [
+            pool.submit(stream, cluster.url, "/echo " + "word " * 100, str(each))
+            for each in range(16)
+        ]
+        time.sleep(1)  # replies are under way: each takes two seconds
+        victim = replicas(cluster)[0]
+        victim.kill()
+        ends = [each.result() for each in asked]
+    assert ends.count("done") >= SLOTS, ends
+    wait_until(lambda: len(replicas(cluster)) == REPLICAS)
+    wait_until(lambda: {stream(cluster.url, "/echo on", str(n)) for n in range(8)} == {"done"})
+
+
+def test_page_is_told_when_its_replica_dies(
+    cluster: launch.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATBOT_BACKEND_URL", cluster.url)
+    answerer = remote.RemoteAnswerer()
+    talk = protocol.to_conversation([], [], "/echo " + "word " * 2000)
+    pieces = answerer.stream(talk, protocol.Options(), protocol.Stop())
+    assert next(pieces)
+    for victim in replicas(cluster):
+        victim.kill()
+    with pytest.raises(remote.BackendError, match="broke off"):
+        list(pieces)
+    wait_until(lambda: stream(cluster.url, "/echo on") == "done")
+    again = answerer.stream(
+        protocol.to_conversation([], [], "/echo back"), protocol.Options(), protocol.Stop()
+    )
+    assert "".join(piece for piece in again if isinstance(piece, str)) == "back"
+    answerer.close()
+
+
+def address_of(server: launch.Server) -> dict[str, str]:
+    """Return the variables by which a second shell reaches the cluster, as its log tells them."""
+    log = server.log.read_text()
+    return dict(
+        re.findall(r"(RAY_A\w+)=(\S+)", next(x for x in log.splitlines() if "Update:" in x))
+    )
+
+
+def test_update_under_load_fails_no_request(
+    cluster: launch.Server, config: Path, tmp_path: Path
+) -> None:
+    wait_until(lambda: len(replicas(cluster)) == REPLICAS)
+    before = {each.pid for each in replicas(cluster)}
+    content: dict[str, Any] = yaml.safe_load(config.read_text())
+    content["applications"][0]["runtime_env"]["env_vars"]["CHATBOT_SYSTEM_PROMPT"] = "Be brief."
+    content["http_options"]["port"] = int(cluster.url.rpartition(":")[2])
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(yaml.safe_dump(content))
+    over, ends = threading.Event(), []
+
+    def ask(number: int) -> None:
+        turn = 0
+        while not over.is_set():
+            ends.append(stream(cluster.url, "/echo " + "word " * 20, f"{number} {turn}"))
+            turn += 1
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"} | address_of(cluster)
+        serve = Path(sys.executable).with_name("serve")
+        done = subprocess.run(
+            [serve, "run", "--non-blocking", changed],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        wait_until(
+            lambda: (
+                len(replicas(cluster)) == REPLICAS
+                and not before & {each.pid for each in replicas(cluster)}
+            )
+        )
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(DEADLINE_S)
+    assert set(ends) == {"done"}, json.dumps(ends)
+    assert len(ends) > 8
+
+
+def test_stopped_cluster_leaves_no_process(config: Path) -> None:
+    server = launch.start_cluster(config, {}, replicas=1)
+    try:
+        launch.wait_until_ready(server, READY_S)
+        assert len(server.processes()) > 3
+    finally:
+        launch.stop_server(server)
+    assert not server.processes()
