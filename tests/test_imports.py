@@ -25,7 +25,13 @@ MAY_IMPORT = {
     "engines.garbage": set(),
     "engines.prompts": {"engines.protocol"},
     "engines.networks": set(),
-    "engines.continuous": {"engines.protocol", "engines.prompts", "engines.networks"},
+    "engines.apart": set(),
+    "engines.continuous": {
+        "engines.protocol",
+        "engines.prompts",
+        "engines.networks",
+        "engines.apart",
+    },
     "engines.blenderbot": {"engines.protocol", "engines.prompts", "engines.networks"},
     "engines.llamacpp": {"engines.protocol", "engines.weights", "engines.prompts"},
     "engines.local": {
