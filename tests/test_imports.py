@@ -26,11 +26,13 @@ MAY_IMPORT = {
     "engines.prompts": {"engines.protocol"},
     "engines.networks": set(),
     "engines.apart": set(),
+    "engines.packed": set(),
     "engines.continuous": {
         "engines.protocol",
         "engines.prompts",
         "engines.networks",
         "engines.apart",
+        "engines.packed",
     },
     "engines.blenderbot": {"engines.protocol", "engines.prompts", "engines.networks"},
     "engines.llamacpp": {"engines.protocol", "engines.weights", "engines.prompts"},

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import chatbot_arch.engines.apart as apart
 import chatbot_arch.engines.networks as networks
+import chatbot_arch.engines.packed as packed
 import chatbot_arch.engines.prompts as prompts
 import chatbot_arch.engines.protocol as protocol
 
@@ -205,6 +206,7 @@ class DecoderEngine(prompts.Windowed):
         self.model, self.dtype = name, networks.dtype_name(network)
         self.reply_timeout_s = reply_timeout_s
         self._tokenizer, self._ends = own.backend_tokenizer, networks.end_tokens(network)
+        packed.pack(network)
         self._batches = Batches(network, share_prefixes)
 
     def stream(
