@@ -20,11 +20,13 @@ import pytest
 import torch
 from gguf import GGUFReader
 
+import chatbot_arch.engines.apart as apart
 import chatbot_arch.engines.blenderbot as blenderbot
 import chatbot_arch.engines.continuous as continuous
 import chatbot_arch.engines.llamacpp as llamacpp
 import chatbot_arch.engines.local as local
 import chatbot_arch.engines.networks as networks
+import chatbot_arch.engines.packed as packed
 import chatbot_arch.engines.prompts as prompts
 import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.engines.weights as weights
@@ -172,6 +174,36 @@ def test_transformers_computes_with_as_many_threads_as_are_set() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == "1"
+
+
+def test_packed_network_computes_the_same_to_the_last_bit() -> None:
+    source = weights.locate_model(settings.read_settings())
+    network, _ = networks.load_transformers(source, torch.bfloat16)
+    ids = torch.arange(160, dtype=torch.long).view(16, 10)
+    with torch.no_grad():
+        before, can_pack = network(ids).logits, packed.can_pack(network)
+        packed.pack(network)
+        assert torch.equal(network(ids).logits, before)
+    linear = [each for each in network.modules() if isinstance(each, torch.nn.Linear)]
+    assert bool(linear) != can_pack
+
+
+def test_replies_in_a_step_attend_apart(
+    decoder: continuous.DecoderEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    def counted(query: torch.Tensor, *rest: object) -> torch.Tensor:
+        steps.append(query.shape[2])
+        return attend(query, *rest)
+
+    attend = apart.attend_apart
+    monkeypatch.setattr(apart, "attend_apart", counted)
+    options = protocol.Options(max_new_tokens=8)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda talk: protocol.complete(decoder, talk, options), TALKS[:4]))
+    assert max(steps) == 4
+    assert min(steps) > 1
 
 
 def test_reply_is_what_the_library_generates(decoder: continuous.DecoderEngine) -> None:

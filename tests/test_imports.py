@@ -25,7 +25,15 @@ MAY_IMPORT = {
     "engines.garbage": set(),
     "engines.prompts": {"engines.protocol"},
     "engines.networks": set(),
-    "engines.continuous": {"engines.protocol", "engines.prompts", "engines.networks"},
+    "engines.apart": set(),
+    "engines.packed": set(),
+    "engines.continuous": {
+        "engines.protocol",
+        "engines.prompts",
+        "engines.networks",
+        "engines.apart",
+        "engines.packed",
+    },
     "engines.blenderbot": {"engines.protocol", "engines.prompts", "engines.networks"},
     "engines.llamacpp": {"engines.protocol", "engines.weights", "engines.prompts"},
     "engines.local": {

@@ -16,7 +16,9 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
+import chatbot_arch.engines.apart as apart
 import chatbot_arch.engines.networks as networks
+import chatbot_arch.engines.packed as packed
 import chatbot_arch.engines.prompts as prompts
 import chatbot_arch.engines.protocol as protocol
 
@@ -43,6 +45,7 @@ def start_manager(
 
     # A request can override only what is set here.
     per_request = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
+    apart.use()
     manager = network.init_continuous_batching(
         generation_config=GenerationConfig(
             eos_token_id=network.generation_config.eos_token_id,
@@ -203,6 +206,7 @@ class DecoderEngine(prompts.Windowed):
         self.model, self.dtype = name, networks.dtype_name(network)
         self.reply_timeout_s = reply_timeout_s
         self._tokenizer, self._ends = own.backend_tokenizer, networks.end_tokens(network)
+        packed.pack(network)
         self._batches = Batches(network, share_prefixes)
 
     def stream(
