@@ -130,12 +130,12 @@ class Fit:
 
     def values(self) -> dict[str, Any]:
         """Return what was fitted, to four digits, with names that JSON keeps."""
-        told = asdict(self)
+        told = {name: _rounded(each) for name, each in asdict(self).items()}
         del told["rests_on"]
-        return _rounded(told)
+        return told
 
 
-def _rounded(value: object) -> Any:
+def _rounded(value: object) -> object:
     """Return numbers with four digits, and names as text."""
     if isinstance(value, dict):
         return {str(name): _rounded(each) for name, each in value.items()}

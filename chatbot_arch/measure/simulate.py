@@ -11,9 +11,9 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import simpy
@@ -44,10 +44,10 @@ class Plan:
         return self.shape == "microservices"
 
 
-def plan_of(shape: str, **more: Any) -> Plan:
+def plan_of(shape: str, **more: object) -> Plan:
     """Return a shape as it starts: one replica and one page process, on one machine."""
     waiting = 32 if shape == "microservices" else math.inf
-    return Plan(**{"shape": shape, "waiting": waiting, **more})
+    return replace(Plan(shape, waiting=waiting), **more)
 
 # %% ../../nbs/measure/simulate.ipynb #steps
 def slower(fit: fitting.Fit, plan: Plan) -> float:
@@ -125,9 +125,10 @@ class Part:
 # %% ../../nbs/measure/simulate.ipynb #load
 @dataclass(frozen=True)
 class Burst:
-    """Questions at given seconds, each by somebody else, and asked before (as measured)."""
+    """Questions at given seconds, each by somebody else."""
 
     at_s: tuple[float, ...]
+    turns: int | None = None  # before each question; None: this one was asked before
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,9 @@ class People:
     warm_s: float = 120.0  # not counted, before
 
 
-def at_once(count: int) -> Burst:
+def at_once(count: int, turns: int | None = None) -> Burst:
     """Return a burst of questions at the same moment."""
-    return Burst((0.0,) * count)
+    return Burst((0.0,) * count, turns)
 
 # %% ../../nbs/measure/simulate.ipynb #outcome
 @dataclass
@@ -271,10 +272,10 @@ def ask(cell: Cell, person: int, turns: int | None = None) -> Iterator[simpy.Eve
     cell.ended_s = env.now
 
 # %% ../../nbs/measure/simulate.ipynb #come-and-go
-def ask_at(cell: Cell, person: int, at_s: float) -> Iterator[simpy.Event]:
+def ask_at(cell: Cell, person: int, load: Burst) -> Iterator[simpy.Event]:
     """Ask once, at a moment."""
-    yield cell.env.timeout(at_s)
-    yield from ask(cell, person)
+    yield cell.env.timeout(load.at_s[person])
+    yield from ask(cell, person, load.turns)
 
 
 def come_and_go(cell: Cell, person: int, load: People) -> Iterator[simpy.Event]:
@@ -294,8 +295,8 @@ def simulate(fit: fitting.Fit, plan: Plan, load: Burst | People, seed: int = 0) 
     until = None if isinstance(load, Burst) else load.warm_s + load.seconds
     cell = Cell(fit, plan, seed, 0.0 if isinstance(load, Burst) else load.warm_s)
     if isinstance(load, Burst):
-        for person, at_s in enumerate(load.at_s):
-            cell.env.process(ask_at(cell, person, at_s))
+        for person in range(len(load.at_s)):
+            cell.env.process(ask_at(cell, person, load))
     else:
         for person in range(load.count):
             cell.env.process(come_and_go(cell, person, load))

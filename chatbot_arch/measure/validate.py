@@ -66,7 +66,7 @@ def cases_of(engine: str) -> list[Case]:
         backends(1, BURST, "a burst"),
         *(backends(count, at_once(many), f"{many} at once") for count in (2, 3)),
         *(
-            Case(f"{shape}, {count} pages", shape, at_once(count), pages=1)
+            Case(f"{shape}, {count} pages", shape, at_once(count, 0), pages=1)
             for count in (16, 64)
             for shape in pair
         ),
@@ -186,8 +186,8 @@ def compare(fit: fitting.Fit, cases: Sequence[Case], frame: pd.DataFrame) -> lis
     for case in cases:
         run = simulate.simulate(fit, case.plan(fit.engine), case.load)
         for measure, value in sum_up_simulated(run).items():
-            asked = "engine == @fit.engine and measure == @measure"
-            found = frame.query(asked)[lambda f, c=case: f["shape"] == c.name].value
+            rows = frame[(frame.engine == fit.engine) & (frame["shape"] == case.name)]
+            found = rows[rows.measure == measure].value
             if len(found):
                 records.append(record_of(fit.engine, case.name, measure, found, value))
     return records
@@ -230,9 +230,10 @@ def compare_held_out(fit: fitting.Fit, frame: pd.DataFrame) -> list[dict[str, An
             pages=int(of_pages),
             slots=experiments.SLOTS if fit.engine == "fake" else 16,
         )
-        run = simulate.simulate(fit, plan, simulate.at_once(2 if of_pages else 8))
-        asked = "experiment == @experiment and engine == @fit.engine"
-        rows = frame.query(asked)[lambda f, s=shape: f["shape"] == s]
+        asked = simulate.at_once(2, 0) if of_pages else simulate.at_once(8)
+        run = simulate.simulate(fit, plan, asked)
+        rows = frame[(frame.experiment == experiment) & (frame.engine == fit.engine)]
+        rows = rows[rows["shape"] == shape]
         for measure, said in (("tokens_per_s", run.tokens_per_s), ("first_s", run.first(50))):
             found = rows[rows.measure == measure].value
             label = "p50_first_s" if measure == "first_s" else measure
