@@ -89,22 +89,41 @@ def test_people_are_thinking_or_waiting(count: int) -> None:
 
 
 @pytest.mark.parametrize("shape", ["monolith", "modular", "microservices"])
+@pytest.mark.parametrize("pages", [0, 1])
 @pytest.mark.parametrize("count", [1, 16, 48, 49, 64, 200])
-def test_of_a_burst_everybody_is_answered_or_refused(shape: str, count: int) -> None:
-    run = simulate.simulate(REAL, simulate.plan_of(shape), simulate.at_once(count))
+def test_of_a_burst_everybody_is_answered_or_refused(shape: str, pages: int, count: int) -> None:
+    plan = simulate.plan_of(shape, pages=pages)
+    run = simulate.simulate(REAL, plan, simulate.at_once(count))
     assert run.asked == count
     assert len(run.reply_s) == len(run.first_s) == count - run.refused
     limit = 16 + 32 if shape == "microservices" else count
-    assert run.refused == max(0, count - limit)
+    assert run.refused <= max(0, count - limit)
+    if not pages:
+        assert run.refused == max(0, count - limit)
     assert all(first <= whole for first, whole in zip(run.first_s, run.reply_s, strict=True))
 
 
 def test_of_people_who_go_on_only_those_under_way_are_missing() -> None:
-    come = simulate.People(60, think_s=5, seconds=100, warm_s=0)
+    come = simulate.People(300, think_s=5, seconds=200, warm_s=0)
     run = simulate.simulate(REAL, simulate.plan_of("microservices"), come)
     under_way = run.asked - len(run.reply_s) - run.refused
-    assert 0 <= under_way <= 48
+    assert 0 <= under_way <= 300
     assert run.refused > 0
+
+
+def test_page_tries_again_when_its_backend_is_full() -> None:
+    burst = simulate.at_once(64)
+    of_programs = simulate.simulate(FAKE, simulate.plan_of("microservices", pages=0), burst)
+    of_pages = simulate.simulate(FAKE, simulate.plan_of("microservices"), burst)
+    assert (of_programs.refused, of_pages.refused) == (16, 0)
+    assert of_pages.first(95) > of_programs.first(95)
+
+
+def test_reply_on_a_page_ends_when_it_is_drawn() -> None:
+    """With more to draw than a page process can, replies end when all of it is done."""
+    plan = simulate.plan_of("monolith", slots=1000)
+    run = simulate.simulate(FAKE, plan, simulate.at_once(200))
+    assert max(run.reply_s) >= 200 * FAKE.page_reply_s["monolith"]
 
 
 def test_seed_makes_the_run() -> None:
@@ -418,8 +437,9 @@ def test_conclusion_names_what_is_only_simulated() -> None:
 
 
 def test_refusals_are_told() -> None:
-    text = say(MEASURED, "First word", {"people": 64}).text
-    assert "where 16 of 64 are refused" in text
+    """A page gives up when its backend has been full for long."""
+    text = say(MEASURED, "Whole reply", {"people": 64, "tokens": 512}).text
+    assert re.search(r"where [1-9]\d? of 64 are refused", text)
     assert "refused" not in say(MEASURED, "First word", {"people": 16}).text
 
 
