@@ -104,7 +104,7 @@ def measure(engine: str, number: int, quick: bool, tokens: int) -> dict[str, Any
         "machine": results.describe_machine(),
         "versions": results.describe_versions(),
         "rounds": number,
-        "rows": [list(row[1:]) for rows in done for row in rows],
+        "rows": [list(map(tables.finite, row[1:])) for rows in done for row in rows],
     }
 
 
