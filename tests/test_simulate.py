@@ -123,7 +123,7 @@ def test_reply_on_a_page_ends_when_it_is_drawn() -> None:
     """With more to draw than a page process can, replies end when all of it is done."""
     plan = simulate.plan_of("monolith", slots=1000)
     run = simulate.simulate(FAKE, plan, simulate.at_once(200))
-    assert max(run.reply_s) >= 200 * FAKE.page_reply_s["monolith"]
+    assert max(run.reply_s) == pytest.approx(200 * FAKE.page_reply_s["monolith"])
 
 
 def test_seed_makes_the_run() -> None:

@@ -285,7 +285,7 @@ def ask_at(cell: Cell, person: int, load: Burst) -> Iterator[simpy.Event]:
 
 def come_and_go(cell: Cell, person: int, load: People) -> Iterator[simpy.Event]:
     """Ask, read and think, again and again; a conversation ends after some turns."""
-    yield cell.env.timeout(cell.random.uniform(0, load.think_s))
+    yield cell.env.timeout(cell.random.expovariate(1 / load.think_s))  # as if long under way
     for number in itertools.count(cell.random.randrange(load.turns)):
         turns = number % load.turns
         if not turns:
