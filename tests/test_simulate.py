@@ -3,8 +3,10 @@
 import io
 import math
 import re
+import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ import chatbot_arch.measure.validate as validate
 import chatbot_arch.service.admission as admission
 import chatbot_arch.service.problems as problems
 
+ROOT = Path(__file__).parent.parent
 RUN = committed_results("claims")
 FRAME = pd.read_csv(io.StringIO(read_committed("claims.csv")), dtype={"value": float})
 SIMULATED = committed_results("simulation")
@@ -443,14 +446,59 @@ def test_refusals_are_told() -> None:
     assert "refused" not in say(MEASURED, "First word", {"people": 16}).text
 
 
-def test_report_shows_the_simulation_as_such_or_not_at_all() -> None:
-    text = document.render(RUN, FRAME, SIMULATED)
+def test_report_shows_the_simulation_as_such() -> None:
+    run = RUN | {"claims": RUN["claims"][:1]}
+    text = document.render(run, FRAME, SIMULATED)
     part = re.search(r'(?s)id="beyond">.*?<h2', text)
     assert part
     assert "simulated, not measured" in part[0]
     assert "10,000,000" in part[0]
     assert sizes.PRICED in part[0]
     assert part[0].count("<svg") == len(sizes.SIZES)
-    assert 'id="beyond"' not in document.render(RUN, FRAME)
-    other = FRAME.assign(value=FRAME.value * 1.1)
-    assert 'id="beyond"' not in document.render(RUN, other, SIMULATED)
+    assert 'id="beyond"' not in document.render(run, FRAME)
+
+
+def test_report_of_other_rows_shows_no_simulation() -> None:
+    assert document.describe_beyond(MEASURED)
+    assert document.describe_beyond(with_rows(FRAME.assign(value=FRAME.value * 1.1))) is None
+    without = simulation.show_sizes(SIMULATED, None, 1_000)
+    assert isinstance(without, str)
+    assert "make simulate" in without
+
+
+# The texts.
+
+
+def test_page_of_the_simulation_shows_what_was_committed() -> None:
+    page = (ROOT / "docs" / "simulation.md").read_text(encoding="utf-8")
+    assert simulation.cases_block(SIMULATED) in page
+    assert simulation.sizes_block(SIMULATED, REAL) in page
+
+
+def test_sentences_about_the_error_are_those_of_the_cases() -> None:
+    text = " ".join((ROOT / "nbs" / "08_which_one.ipynb").read_text(encoding="utf-8").split())
+    first, rate = (
+        re.search(r"off by (\d+)%", simulation.describe_error(SIMULATED["cases"], measures))
+        for measures in (simulation.FIRST, simulation.RATE)
+    )
+    assert first
+    assert rate
+    assert (
+        f"the first word was off by {first[1]} % in the middle, tokens a second by {rate[1]} %"
+        in text
+    )
+
+
+# The command.
+
+
+def test_command_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(results.MeasureError, match="make compare"):
+        simulation.run(tmp_path, (), 1, True, None)
+
+
+def test_command_refuses_no_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    command = ["chatbot-simulate", "--rounds", "0", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="--rounds must be at least 1"):
+        simulation.main()
