@@ -56,7 +56,9 @@ def test_report_stands_alone_and_is_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.encode()) < 1_500_000
     assert not re.search(r"(src|href)=\"(?!#)", text)
-    order = [text.index(f'id="{part}"') for part in ("resolved", "verdicts", "case", "beyond", "claims")]
+    order = [
+        text.index(f'id="{part}"') for part in ("resolved", "verdicts", "case", "beyond", "claims")
+    ]
     assert order == sorted(order)
 
 

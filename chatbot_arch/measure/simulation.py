@@ -168,6 +168,11 @@ def cases_block(simulated: dict[str, Any]) -> str:
     cases = simulated["cases"]
     told = [f"Of the first word, {describe_error(cases, FIRST)}."]
     told += [f"Of tokens a second, {describe_error(cases, RATE)}."]
+    for measure, name in (("tokens_per_s", "tokens a second"), ("p95_first_s", "the p95")):
+        within, of = validate.count_within(cases, measure)
+        told += [
+            f"Within {validate.ALLOWED[measure]:.0%} of {name}: {within} of {of}, both engines."
+        ]
     ran = " and ".join(
         f"{run['date'][:16].replace('T', ' ')} UTC by `{run['command']}`"
         for run in simulated["runs"].values()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BURST', 'CONTROL', 'NO_LIMIT', 'WARM', 'ALLOWED', 'SHAPES', 'ONLY_FIRST', 'HELD_OUT', 'Case', 'backends', 'cases_of',
            'Seen', 'is_refusal', 'sum_up', 'sum_up_simulated', 'ask_at', 'ask_backends', 'ask_pages', 'measured_case',
-           'measure', 'compare', 'record_of', 'HeldOut', 'compare_held_out', 'worst', 'tabulate']
+           'measure', 'compare', 'record_of', 'HeldOut', 'compare_held_out', 'worst', 'count_within', 'tabulate']
 
 # %% ../../nbs/measure/validate.ipynb #imports
 import time
@@ -266,6 +266,16 @@ def worst(records: Sequence[dict[str, Any]], measure: str, engine: str = "") -> 
         if each["measure"] == measure and each["case"] != CONTROL and engine in ("", each["engine"])
     ]
     return max(errors, default=float("nan"))
+
+
+def count_within(records: Sequence[dict[str, Any]], measure: str) -> tuple[int, int]:
+    """Return in how many cases the allowed error was kept, and how many there are."""
+    errors = [
+        abs(each["error"])
+        for each in records
+        if each["measure"] == measure and each["case"] != CONTROL
+    ]
+    return sum(error <= ALLOWED[measure] for error in errors), len(errors)
 
 
 def tabulate(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
