@@ -52,7 +52,7 @@ def erlang_b(load: float, slots: int) -> float:
     return blocked
 
 
-@pytest.mark.parametrize(("people", "slots"), [(100, 2), (300, 4), (300, 8)])
+@pytest.mark.parametrize(("people", "slots"), [(100, 2), (300, 4), (500, 8)])
 def test_without_a_queue_a_share_is_refused_by_erlangs_formula(people: int, slots: int) -> None:
     reply_s = FAKE.known_s + (FAKE.tokens - 1) * FAKE.steps_s[1]
     come = simulate.People(people, think_s=120, seconds=8000)

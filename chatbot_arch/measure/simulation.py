@@ -229,7 +229,8 @@ def main() -> None:
     parser.add_argument("--publish", type=Path, help="also write the tables into this checkout")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder to write to")
     options = parser.parse_args()
-    number = options.rounds or (QUICK if options.quick else FULL)
+    usual = QUICK if options.quick else FULL
+    number = usual if options.rounds is None else options.rounds
     chosen = (options.engine,) if options.engine else ENGINES
     engines = () if options.report else chosen
 
