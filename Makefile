@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TIMEOUT := $(shell command -v timeout)
 
-.PHONY: help compare compare-full sabotage test test-more bench-engines bench-backend bench-pages lab monolith microservices cluster outputs clean
+.PHONY: help compare compare-full sabotage simulate test test-more bench-engines bench-backend bench-pages lab monolith microservices cluster outputs clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -17,6 +17,9 @@ compare-full: $(INSTALLED)  ## judge all claims, in 45 minutes; write README.md 
 
 sabotage: $(INSTALLED)  ## break the code on purpose, see which claims notice, write results/sabotage.json
 	$(BIN)/chatbot-sabotage
+
+simulate: $(INSTALLED)  ## measure what a simulation was not fitted on, write results/simulation.json
+	$(BIN)/chatbot-simulate
 
 # Two processes compute at once; torch's threads would otherwise wait by keeping a core busy.
 test: export OMP_WAIT_POLICY = PASSIVE
@@ -31,6 +34,7 @@ test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder --durations=15
 
 test-more: $(INSTALLED)  ## what needs a package index or other programs, write results/test-more.json
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'
 	$(BIN)/python tests/more.py
 
 bench-engines: $(INSTALLED)  ## measure the engines beside their peers, write results/engines.*

@@ -30,6 +30,10 @@ SMALLER_KNOBS = {
     "memory": FAKE | {"starts=6, people=8, tokens=16": "starts=1, people=2, tokens=8"},
     "replicas": FAKE_ONLY
     | {'["16a", "16b"]': '["16a"]', "rounds=6, tokens=16, again=True": "rounds=1, tokens=8"},
+    "ten_million": {
+        "(*range(10, 130, 10), *range(140, 260, 20))": "(40, 80, 160)",
+        "SEEDS = (1, 2)": "SEEDS = (1,)",
+    },
     "streaming": FAKE | {"rounds=6, times=3, tokens=64, again=True": "rounds=1, times=1, tokens=8"},
 }
 # Two shapes instead of three, and no second attempt because the other tests keep a core busy.

@@ -227,10 +227,8 @@ def test_page_is_told_when_its_replica_dies(
 
 def address_of(server: launch.Server) -> dict[str, str]:
     """Return the variables by which a second shell reaches the cluster, as its log tells them."""
-    log = server.log.read_text()
-    return dict(
-        re.findall(r"(RAY_A\w+)=(\S+)", next(x for x in log.splitlines() if "Update:" in x))
-    )
+    told = next(x for x in server.log.read_text().splitlines() if x.startswith("Update:"))
+    return dict(re.findall(r"(RAY_A\w+)=(\S+)", told))
 
 
 def test_update_under_load_fails_no_request(

@@ -25,7 +25,8 @@ expect.set_options(timeout=60_000)  # a busy machine needs more than Playwright'
 PICTURES = Path(__file__).parent.parent / "docs" / "pages"
 RUN = committed_results("claims")
 FRAME = pd.read_csv(io.StringIO(read_committed("claims.csv")), dtype={"value": float})
-MEASURED = choice.to_measured(RUN, FRAME)
+SIMULATED = committed_results("simulation")
+MEASURED = choice.to_measured(RUN, FRAME, SIMULATED)
 KNOBS = choice.knobs_of(MEASURED)
 
 
@@ -33,7 +34,7 @@ KNOBS = choice.knobs_of(MEASURED)
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the report on the committed run."""
     written = tmp_path_factory.mktemp("report") / "report.html"
-    written.write_text(document.render(RUN, FRAME), encoding="utf-8")
+    written.write_text(document.render(RUN, FRAME, SIMULATED), encoding="utf-8")
     return written
 
 
@@ -55,7 +56,9 @@ def test_report_stands_alone_and_is_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.encode()) < 1_500_000
     assert not re.search(r"(src|href)=\"(?!#)", text)
-    order = [text.index(f'id="{part}"') for part in ("resolved", "verdicts", "case", "claims")]
+    order = [
+        text.index(f'id="{part}"') for part in ("resolved", "verdicts", "case", "beyond", "claims")
+    ]
     assert order == sorted(order)
 
 

@@ -24,6 +24,7 @@ import chatbot_arch.measure.experiments as experiments
 import chatbot_arch.measure.figures as figures
 import chatbot_arch.measure.publish as publish
 import chatbot_arch.measure.results as results
+import chatbot_arch.measure.simulation as simulation
 import chatbot_arch.measure.tables as tables
 import chatbot_arch.settings as settings
 
@@ -38,7 +39,8 @@ def show(stem: Path) -> list[Path]:
     figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
     figure.savefig(stem.with_suffix(".png"), dpi=120, metadata={"Software": None})
     page = stem.with_name(stem.name.replace("claims", "report")).with_suffix(".html")
-    page.write_text(document.render(content, frame), encoding="utf-8")
+    simulated = simulation.read(stem.parent)
+    page.write_text(document.render(content, frame, simulated), encoding="utf-8")
     return [stem.with_suffix(".svg"), stem.with_suffix(".png"), page]
 
 # %% ../../nbs/measure/report.ipynb #trace

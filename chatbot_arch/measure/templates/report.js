@@ -33,10 +33,12 @@ function look(topic) {
 }
 
 function conclude(said) {
-  const [split, untold] = ["microservices", "untold"].map((side) =>
+  const [split, simulated, untold] = ["microservices", "simulated", "untold"].map((side) =>
     said.filter(([, each]) => each.side === side).map(([topic]) => topic.toLowerCase()).join(", "));
-  const answer = given.conclusions[split ? "split" : untold ? "open" : "one"];
-  return answer.replace("{}", split) + (untold && given.conclusions.untold.replace("{}", untold));
+  const answer = given.conclusions[split ? "split" : simulated || untold ? "open" : "one"];
+  return answer.replace("{}", split) +
+    (simulated && given.conclusions.simulated.replace("{}", simulated)) +
+    (untold && given.conclusions.untold.replace("{}", untold));
 }
 
 // What a knob has just changed is told below it, since the whole answer may be out of sight.
