@@ -66,7 +66,7 @@ def test_wing_has_an_index_of_all_its_notebooks(wing: str) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 def test_notebook_lies_where_its_module_does(path: Path) -> None:
     module = exported_module(path)
-    if module and module not in ("settings", "tracing"):
+    if module and module not in ("settings", "tracing", "cluster"):
         place = re.sub(r"^\d\d_", "", name_of(path))
         assert module == place
 

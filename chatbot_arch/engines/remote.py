@@ -424,10 +424,9 @@ class RemoteAnswerer:
         """Yield the reply's pieces as they arrive; raise `BackendError` if there is no reply."""
         tracing.start_tracing("chatbot-page")
         body, left_out = body_of(conversation, options)
-        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        session, inbox = session_header(conversation), queue.SimpleQueue[Any]()
         with tracing.span("ask the backend") as headers:
-            headers |= session_header(conversation)
-            asking = self._connector.start(ask_backend, body, headers, inbox.put)
+            asking = self._connector.start(ask_backend, body, headers | session, inbox.put)
             asking.add_done_callback(inbox.put)
             try:
                 for piece in protocol.receive(inbox, stop, math.inf):
