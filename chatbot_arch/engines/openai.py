@@ -205,6 +205,7 @@ class Usage(BaseModel):
 
     prompt_tokens: protocol.Count | None = None
     completion_tokens: protocol.Count | None = None
+    turns_left_out: protocol.Count = 0  # our own backend tells it
 
 
 class Chunk(BaseModel):
@@ -231,7 +232,8 @@ async def read_chunks(chunks: "openai.AsyncStream[object]", put: remote.Put) -> 
                 put(piece)
             if choice.finish_reason:
                 reason = REASONS.get(choice.finish_reason, "stop")
-    return protocol.Facts(reason, usage.prompt_tokens, usage.completion_tokens)
+    counts = (usage.prompt_tokens, usage.completion_tokens)
+    return protocol.Facts(reason, *counts, turns_left_out=usage.turns_left_out)
 
 # %% ../../nbs/engines/openai.ipynb #ask-once
 async def ask_once(
@@ -292,7 +294,7 @@ async def ask(
     while True:
         try:
             facts = await request(say, conversation)
-            return replace(facts, turns_left_out=left_out)
+            return replace(facts, turns_left_out=facts.turns_left_out + left_out)
         except protocol.NotReadyError:
             failures += 1
             if failures > 1 or said:  # the first may be a kept connection of a server that ended
