@@ -36,8 +36,15 @@ MAY_IMPORT = {
     },
     "engines.blenderbot": {"engines.protocol", "engines.prompts", "engines.networks"},
     "engines.llamacpp": {"engines.protocol", "engines.weights", "engines.prompts"},
+    "engines.openai": {
+        "engines.prompts",
+        "engines.protocol",
+        "engines.remote",
+        "engines.weights",
+    },
     "engines.local": {
         "engines.garbage",
+        "engines.openai",
         "engines.protocol",
         "engines.weights",
         "engines.networks",
