@@ -101,7 +101,9 @@ class Settings(BaseSettings):
 
     # The model and its replies.
     model: str = EMBEDDED_MODEL
-    engine: Literal["transformers", "llamacpp", "fake"] = "transformers"
+    engine: Literal["transformers", "llamacpp", "openai", "fake"] = "transformers"
+    engine_url: Url = Address("http://127.0.0.1:8080/v1")  # of the `openai` engine's server
+    engine_key: Secret = SecretStr("")
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     threads: int = Field(0, ge=0)  # that compute; 0: as many as there are cores
     system_prompt: str = ""
@@ -134,7 +136,8 @@ class Settings(BaseSettings):
     backend_url: Url = Address("http://127.0.0.1:8000")
 
 # %% ../nbs/ground/settings.ipynb #read-settings
-SECRETIVE = ("api_key", "backend_url", "database_url")  # a URL may hold a password
+# A URL may hold a password.
+SECRETIVE = ("api_key", "backend_url", "database_url", "engine_key", "engine_url")
 
 
 def show(detail: ErrorDetails) -> str:

@@ -28,8 +28,15 @@ MAY_IMPORT = {
     "engines.continuous": {"engines.protocol", "engines.prompts", "engines.networks"},
     "engines.blenderbot": {"engines.protocol", "engines.prompts", "engines.networks"},
     "engines.llamacpp": {"engines.protocol", "engines.weights", "engines.prompts"},
+    "engines.openai": {
+        "engines.prompts",
+        "engines.protocol",
+        "engines.remote",
+        "engines.weights",
+    },
     "engines.local": {
         "engines.garbage",
+        "engines.openai",
         "engines.protocol",
         "engines.weights",
         "engines.networks",

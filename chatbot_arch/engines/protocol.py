@@ -216,7 +216,7 @@ def answer(engine: Engine, conversation: list[Message], options: Options, stop: 
     yield Status("")
     facts = yield from engine.stream(fitting, options, stop)
     made_by = {"model": engine.model, "engine": engine.name, "dtype": engine.dtype}
-    return replace(facts, **made_by, turns_left_out=turns_left_out)
+    return replace(facts, **made_by, turns_left_out=turns_left_out + facts.turns_left_out)
 
 
 def ignore(said: object) -> None:
@@ -267,7 +267,7 @@ def receive(
             yield item
 
 # %% ../../nbs/engines/protocol.ipynb #unfinished
-def unfinished(stop: Stop, prompt_tokens: int, reply_tokens: int) -> Facts:
+def unfinished(stop: Stop, prompt_tokens: int | None, reply_tokens: int) -> Facts:
     """Return the facts of a reply that was stopped or ran out of time.
 
     Raises `EngineBusyError` if time ran out before the first token.

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Put', 'BUSY_UP_TO_S', 'SHORTEST_PAUSE_S', 'LONGEST_PAUSE_S', 'FACTS', 'MAX_REPLY_CHARS', 'NONSENSE', 'BROKEN_OFF',
            'CONNECT_TIMEOUT_S', 'KEEP_CONNECTION_S', 'NO_PROXY', 'LOOPBACK', 'CLOSED', 'REFUSED_PAUSE_S',
-           'REFUSED_UP_TO_S', 'ANSWER_GRACE_S', 'MAX_SENT_CHARS', 'DESCRIBE_TIMEOUT_S', 'DESCRIBED_FOR_S',
+           'REFUSED_UP_TO_S', 'ANSWER_GRACE_S', 'MAX_SENT_CHARS', 'OpenClient', 'DESCRIBE_TIMEOUT_S', 'DESCRIBED_FOR_S',
            'BackendError', 'TryLaterError', 'Failure', 'explain_answer', 'read_facts', 'Token', 'Waiting',
            'read_events', 'read_body', 'read_whole', 'trusted', 'open_client', 'ask_once', 'ask_backend',
            'turns_too_many', 'body_of', 'Connection', 'Connector', 'Readiness', 'SilentError', 'ask_ready',
@@ -307,13 +307,16 @@ def body_of(
     return body, left_out
 
 # %% ../../nbs/engines/remote.ipynb #connection
-class Connection:
-    """A client of one backend and its event loop, in a separate thread."""
+OpenClient = Callable[[], contextlib.AbstractAsyncContextManager[Any]]
 
-    def __init__(self, choice: settings.Settings) -> None:
-        self.choice = choice
-        self._opened: Future[tuple[BlockingPortal, httpx.AsyncClient]] = Future()
-        threading.Thread(target=self._run, name="ask-backend", daemon=True).start()
+
+class Connection:
+    """A client of one server and its event loop, in a separate thread."""
+
+    def __init__(self, open_client: OpenClient, name: str = "ask-backend") -> None:
+        self._open_client = open_client
+        self._opened: Future[tuple[BlockingPortal, Any]] = Future()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
         self.portal, self.client = self._opened.result()
 
     def _run(self) -> None:
@@ -325,39 +328,40 @@ class Connection:
             self._opened.set_exception(error)
 
     async def _live(self) -> None:
-        async with open_client(self.choice) as client, BlockingPortal() as portal:
+        async with self._open_client() as client, BlockingPortal() as portal:
             self._opened.set_result((portal, client))
             await portal.sleep_until_stopped()  # leaving the block waits for running tasks
 
-    def close(self) -> None:
-        """Accept no more tasks; the thread ends after the last running one."""
+    def close(self, cancel: bool = False) -> None:
+        """Accept no more tasks; the thread ends after the last one, or cancels all."""
         with contextlib.suppress(RuntimeError):  # already closed
-            self.portal.start_task_soon(self.portal.stop)
+            self.portal.start_task_soon(self.portal.stop, cancel)
 
 # %% ../../nbs/engines/remote.ipynb #connector
 class Connector:
     """Keep one connection that matches the current settings."""
 
     def __init__(self) -> None:
-        self._lock, self._connection = threading.Lock(), None
+        self._lock = threading.Lock()
+        self._connection: tuple[settings.Settings, Connection] | None = None
 
     def start(self, work: Callable[..., Any], *arguments: object) -> Future[Any]:
         """Start `work(client, choice, *arguments)`, a coroutine, as a task of the event loop."""
         choice = settings.read_settings()
         with self._lock:
-            before: Connection | None = self._connection
-            if before is None or before.choice != choice:
-                self._connection = Connection(choice)
+            before = self._connection
+            if before is None or before[0] != choice:
+                self._connection = choice, Connection(functools.partial(open_client, choice))
                 if before:
-                    before.close()
-            at = self._connection
+                    before[1].close()
+            at = self._connection[1]
             return at.portal.start_task_soon(work, at.client, choice, *arguments)
 
     def close(self) -> None:
         """Close the connection once its tasks have ended; a later task opens a new one."""
         with self._lock:
             if self._connection:
-                self._connection.close()
+                self._connection[1].close()
             self._connection = None
 
 # %% ../../nbs/engines/remote.ipynb #ask-ready

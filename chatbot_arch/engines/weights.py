@@ -296,6 +296,8 @@ def prepare(choice: settings.Settings) -> str:
     """Fetch the chosen model in the form that the chosen engine needs; return its state."""
     if choice.engine == "fake":
         return "The fake engine needs no model."
+    if choice.engine == "openai":
+        return f"The openai engine needs no model here: the server at {choice.engine_url} has it."
     if choice.engine == "llamacpp":
         place = locate_gguf(choice)
     else:
