@@ -206,7 +206,7 @@ def bench(
         found = [describe_server(each) for each in running.values()]
     content = describe_run(turns, users, missing) | {"servers": found}
     if in_detail:
-        content |= in_process.measure_details(cache_dir, DETAIL_ROUNDS)
+        content |= in_process.measure_details(cache_dir, min(turns, DETAIL_ROUNDS))
     return content | {"loads": [asdict(load) for load in loads]}
 
 # %% ../../nbs/measure/bench_engines.ipynb #main
