@@ -37,9 +37,9 @@ test-more: $(INSTALLED)  ## what needs a package index or other programs, write 
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'
 	$(BIN)/python tests/more.py
 
-bench-engines: $(INSTALLED)  ## measure the engines beside their peers, write results/engines.*
+bench-engines: $(INSTALLED)  ## compare our backend with other servers, write results/engines.* and docs/engines.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
-	$(BIN)/chatbot-bench-engines
+	$(BIN)/chatbot-bench-engines --publish .
 
 bench-backend: $(INSTALLED)  ## measure the backend under load, write results/backend.json
 	$(BIN)/chatbot-fetch

@@ -227,6 +227,23 @@ def test_stop_ends_a_server_whose_guard_was_killed() -> None:
             process.kill()
 
 
+def test_suspended_server_is_woken_up_to_end_by_itself(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    code = (
+        "import pathlib, signal, sys, time;"
+        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(pathlib.Path({str(said)!r}).touch()));"
+        "print('sleeps', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code]
+    server = launch.start_server("suspended", command, "http://127.0.0.1:9", "/", {})
+    wait_until_said(server, "sleeps")
+    [process] = server.processes()
+    process.suspend()
+    launch.stop_server(server)
+    assert said.exists()  # it was not killed
+    assert not launch.is_alive(process)
+
+
 def test_stop_waits_for_the_reply_of_a_backend_whose_guard_was_killed() -> None:
     with launch.start("microservices", SLOW) as app, ThreadPoolExecutor(1) as pool:
         backend = app.wait_until_ready(120).servers[0]

@@ -44,6 +44,7 @@ def run_guarded(command: list[str], grace_s: float = STOP_GRACE_S) -> int:
     """Run a command until it ends or standard input is closed; return its exit status."""
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
     wait_for_end(server)
+    os.killpg(0, signal.SIGCONT)  # its processes may be suspended, and could not end
     server.terminate()  # does nothing if it has ended
     try:
         return server.wait(grace_s)
