@@ -205,6 +205,15 @@ def test_killed_replica_loses_only_its_replies_and_is_replaced(cluster: launch.S
     wait_until(lambda: {stream(cluster.url, "/echo on", str(n)) for n in range(8)} == {"done"})
 
 
+def test_replica_whose_engine_died_is_replaced(cluster: launch.Server) -> None:
+    wait_until(lambda: len(replicas(cluster)) == REPLICAS)
+    before = {each.pid for each in replicas(cluster)}
+    assert stream(cluster.url, "/die", "dying") != "done"
+    wait_until(lambda: {each.pid for each in replicas(cluster)} - before)
+    wait_until(lambda: len(replicas(cluster)) == REPLICAS)
+    wait_until(lambda: stream(cluster.url, "/echo on", "dying") == "done")
+
+
 def test_page_is_told_when_its_replica_dies(
     cluster: launch.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
