@@ -120,7 +120,7 @@ def server_says(error: "openai.APIError", key: str) -> str:
     line = " ".join(text.split()) if isinstance(text, str) else ""
     return (line.replace(key, "...") if key else line)[:MAX_DETAIL_CHARS]
 
-# %% ../../nbs/engines/openai.ipynb #explain
+# %% ../../nbs/engines/openai.ipynb #explain-status
 UNREACHABLE = "No server answers at {url}. Start it, or correct CHATBOT_ENGINE_URL, then ask again."
 REJECTED = "The server at {url} rejected the key. Set CHATBOT_ENGINE_KEY to one that it accepts."
 NOT_THERE = (
@@ -163,7 +163,7 @@ def explain_status(
         says = f"{status} {http.HTTPStatus(status).phrase}." if known else f"{status}."
     return protocol.ReplyError(f"The server at {url} did not answer: {says}")
 
-
+# %% ../../nbs/engines/openai.ipynb #explain
 def explain(error: "openai.APIError", choice: settings.Settings) -> settings.ChatbotError:
     """Return our error for one of the client's."""
     import openai
@@ -177,16 +177,7 @@ def explain(error: "openai.APIError", choice: settings.Settings) -> settings.Cha
     says = server_says(error, key_of(choice))
     return explain_status(status, str(error.code or ""), says, url, retry)
 
-# %% ../../nbs/engines/openai.ipynb #read
-BROKEN_OFF = (
-    "The reply from the server at {url} broke off. Ask again; restart the server if it is down."
-)
-NONSENSE = (
-    "The server at {url} sent an invalid answer. Check CHATBOT_ENGINE_URL and the server's log."
-)
-REASONS = {"length": "length", "content_filter": "error"}  # any other end is the model's own
-
-
+# %% ../../nbs/engines/openai.ipynb #chunk
 class Delta(BaseModel):
     """A piece of a reply."""
 
@@ -213,6 +204,15 @@ class Chunk(BaseModel):
 
     choices: list[Choice] = []
     usage: Usage | None = None
+
+# %% ../../nbs/engines/openai.ipynb #read
+BROKEN_OFF = (
+    "The reply from the server at {url} broke off. Ask again; restart the server if it is down."
+)
+NONSENSE = (
+    "The server at {url} sent an invalid answer. Check CHATBOT_ENGINE_URL and the server's log."
+)
+REASONS = {"length": "length", "content_filter": "error"}  # any other end is the model's own
 
 
 async def read_chunks(chunks: "openai.AsyncStream[object]", put: remote.Put) -> protocol.Facts:
@@ -448,21 +448,21 @@ class Replies:
     def __init__(
         self, connection: remote.Connection, choice: settings.Settings, served: Served
     ) -> None:
-        self._connection, self._choice, self._served = connection, choice, served
+        self.connection, self.choice, self.served = connection, choice, served
         self.watch = Watch(connection, choice, served.id)
 
     def start(
         self, conversation: list[protocol.Message], options: protocol.Options, put: remote.Put
     ) -> Future[protocol.Facts]:
         """Start a request; its pieces are given to `put`."""
-        client, choice = self._connection.client, self._choice
+        client, choice = self.connection.client, self.choice
 
         def request(put: remote.Put, fitting: list[protocol.Message]) -> Awaitable[protocol.Facts]:
-            body = request_body(self._served, fitting, options, choice.max_new_tokens)
+            body = request_body(self.served, fitting, options, choice.max_new_tokens)
             return ask_once(client, choice, body, put)
 
         try:
-            return self._connection.portal.start_task_soon(ask, put, request, conversation)
+            return self.connection.portal.start_task_soon(ask, put, request, conversation)
         except RuntimeError as error:  # the connection was closed
             raise protocol.engine_closed() from error
 
@@ -481,12 +481,9 @@ class OpenAIEngine(protocol.Engine):
 
     name, dtype = "openai", ""  # the server does not tell its weights' format
 
-    def __init__(
-        self, connection: remote.Connection, choice: settings.Settings, served: Served
-    ) -> None:
-        self.model, self.reply_timeout_s = served.id, choice.reply_timeout_s
-        self._connection, self._closed = connection, threading.Event()
-        self._replies = Replies(connection, choice, served)
+    def __init__(self, replies: Replies) -> None:
+        self.model, self.reply_timeout_s = replies.served.id, replies.choice.reply_timeout_s
+        self._replies, self._closed = replies, threading.Event()
 
     def fit(
         self, conversation: list[protocol.Message], options: protocol.Options
@@ -521,7 +518,7 @@ class OpenAIEngine(protocol.Engine):
     def close(self) -> None:
         """End the running replies and the connection."""
         self._closed.set()
-        self._connection.close(cancel=True)
+        self._replies.connection.close(cancel=True)
 
 # %% ../../nbs/engines/openai.ipynb #load
 def wait_for_models(
@@ -546,7 +543,7 @@ def load(choice: settings.Settings, report: Callable[[str], None]) -> OpenAIEngi
     connection = remote.Connection(opened, "ask-openai")
     try:
         listed = wait_for_models(connection, choice, report)
-        return OpenAIEngine(connection, choice, choose_model(choice, listed))
+        return OpenAIEngine(Replies(connection, choice, choose_model(choice, listed)))
     except BaseException:
         connection.close(cancel=True)
         raise
