@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from pandas.core.groupby import SeriesGroupBy
 
+import chatbot_arch.measure.clients as clients
 import chatbot_arch.measure.in_process as in_process
 import chatbot_arch.measure.peers as peers
 import chatbot_arch.measure.publish as publish
@@ -185,11 +186,10 @@ def loads_of(content: Content, names: Sequence[str] = ()) -> list[Load]:
 
 
 def dtypes_of(content: Content) -> dict[str, str]:
-    """Return the number format of the weights of each contestant."""
-    of_server = {each["server"]: each["weights"] for each in content["servers"]}
-    own = content.get("dtypes", {})
-    ways = {name: own.get("transformers", "") for name in in_process.WAYS}
-    return of_server | ways | {in_process.RAW_LLAMACPP: own.get("llamacpp", "")}
+    """Return the number format of the weights of each contestant; a way has its engine's."""
+    found = {each["server"]: each["weights"] for each in content["servers"]}
+    ways = dict.fromkeys(in_process.WAYS, found.get(peers.OUR_TRANSFORMERS, ""))
+    return found | ways | {in_process.RAW_LLAMACPP: found.get(peers.OUR_LLAMACPP, "")}
 
 # %% ../../nbs/measure/engines_report.ipynb #tabulate-turns
 def tabulate_turns(turns: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -304,7 +304,9 @@ def publish_page(content: Content, checkout: Path) -> Path:
     Raises `MeasureError` if a part of the run is missing.
     """
     blocks = blocks_of(content)
-    if missing := {"servers", "ways", "ratios", "starts", "turns"} - set(blocks):
+    missing = {"servers", "ways", "ratios", "starts", "turns"} - set(blocks)
+    missing |= {f"{size} users" for size in clients.USERS if size not in content["users"]}
+    if missing:
         raise results.MeasureError(
             f"Only a whole run is published, and this one lacks: {', '.join(sorted(missing))}."
         )
