@@ -9,7 +9,6 @@ __all__ = ['AskAll', 'Result', 'ARTICLE', 'PADDED', 'RAW_CONTINUOUS', 'RAW_LLAMA
            'measure_engine', 'measure_details']
 
 # %% ../../nbs/measure/in_process.ipynb #imports
-import math
 import multiprocessing
 import os
 import statistics
@@ -166,7 +165,7 @@ def ask_held(asked: Sequence[clients.Conversation]) -> clients.Asked:
     """Ask what this process holds; its users have no processor time of their own."""
     started = time.perf_counter()
     answers = _held[0](asked)
-    return clients.Asked(time.perf_counter() - started, answers, math.nan)
+    return clients.Asked(time.perf_counter() - started, answers, cpu_s=0.0)
 
 # %% ../../nbs/measure/in_process.ipynb #start-ways
 @dataclass(frozen=True)

