@@ -236,13 +236,13 @@ def tell_pair(loads: Sequence[Load], mine: str, other: str) -> str:
 
 # %% ../../nbs/measure/engines_report.ipynb #tell
 def tell_disturbed(loads: Sequence[Load]) -> str:
-    """Return the largest shares of the processor that were not the asked contestant's."""
+    """Return the shares of the processor that were not the asked contestant's."""
     frame = pd.DataFrame(loads)
-    of = {name: f"{100 * frame[name].max():.1f} %" for name in frame if name.endswith("_share")}
+    most, mean = (100 * frame.filter(like="_share").agg(how) for how in ("max", "mean"))
     return (
-        f"At most {of['client_share']} of all cores went to the client in a round, "
-        f"{of['idle_share']} to the contestants that were not asked, "
-        f"{of['others_share']} to other programs."
+        f"Of all cores, the client took at most {most.client_share:.1f} % in a round, other "
+        f"programs at most {most.others_share:.1f} %, and the contestants that were not asked "
+        f"{mean.idle_share:.2f} % on average."
     )
 
 

