@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from pandas.core.groupby import SeriesGroupBy
 
+import chatbot_arch.measure.clients as clients
 import chatbot_arch.measure.in_process as in_process
 import chatbot_arch.measure.peers as peers
 import chatbot_arch.measure.publish as publish
@@ -185,11 +186,10 @@ def loads_of(content: Content, names: Sequence[str] = ()) -> list[Load]:
 
 
 def dtypes_of(content: Content) -> dict[str, str]:
-    """Return the number format of the weights of each contestant."""
-    of_server = {each["server"]: each["weights"] for each in content["servers"]}
-    own = content.get("dtypes", {})
-    ways = {name: own.get("transformers", "") for name in in_process.WAYS}
-    return of_server | ways | {in_process.RAW_LLAMACPP: own.get("llamacpp", "")}
+    """Return the number format of the weights of each contestant; a way has its engine's."""
+    found = {each["server"]: each["weights"] for each in content["servers"]}
+    ways = dict.fromkeys(in_process.WAYS, found.get(peers.OUR_TRANSFORMERS, ""))
+    return found | ways | {in_process.RAW_LLAMACPP: found.get(peers.OUR_LLAMACPP, "")}
 
 # %% ../../nbs/measure/engines_report.ipynb #tabulate-turns
 def tabulate_turns(turns: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -236,13 +236,13 @@ def tell_pair(loads: Sequence[Load], mine: str, other: str) -> str:
 
 # %% ../../nbs/measure/engines_report.ipynb #tell
 def tell_disturbed(loads: Sequence[Load]) -> str:
-    """Return the largest shares of the processor that were not the asked contestant's."""
+    """Return the shares of the processor that were not the asked contestant's."""
     frame = pd.DataFrame(loads)
-    of = {name: f"{100 * frame[name].max():.1f} %" for name in frame if name.endswith("_share")}
+    most, mean = (100 * frame.filter(like="_share").agg(how) for how in ("max", "mean"))
     return (
-        f"At most {of['client_share']} of all cores went to the client in a round, "
-        f"{of['idle_share']} to the contestants that were not asked, "
-        f"{of['others_share']} to other programs."
+        f"Of all cores, the client took at most {most.client_share:.1f} % in a round, other "
+        f"programs at most {most.others_share:.1f} %, and the contestants that were not asked "
+        f"{mean.idle_share:.2f} % on average."
     )
 
 
@@ -304,7 +304,9 @@ def publish_page(content: Content, checkout: Path) -> Path:
     Raises `MeasureError` if a part of the run is missing.
     """
     blocks = blocks_of(content)
-    if missing := {"servers", "ways", "ratios", "starts", "turns"} - set(blocks):
+    missing = {"servers", "ways", "ratios", "starts", "turns"} - set(blocks)
+    missing |= {f"{size} users" for size in clients.USERS if size not in content["users"]}
+    if missing:
         raise results.MeasureError(
             f"Only a whole run is published, and this one lacks: {', '.join(sorted(missing))}."
         )

@@ -6,10 +6,9 @@
 __all__ = ['AskAll', 'Result', 'ARTICLE', 'PADDED', 'RAW_CONTINUOUS', 'RAW_LLAMACPP', 'WAYS', 'ENGINES', 'TURNS', 'REQUESTS',
            'load', 'one_by_one', 'padded', 'raw_continuous', 'raw_llamacpp', 'hold', 'ask_held', 'Way', 'start_way',
            'load_engine', 'turn_times', 'stop_times', 'count_memory', 'in_fresh_process', 'count_agreement',
-           'measure_details']
+           'measure_engine', 'measure_details']
 
 # %% ../../nbs/measure/in_process.ipynb #imports
-import math
 import multiprocessing
 import os
 import statistics
@@ -34,6 +33,7 @@ import chatbot_arch.engines.prompts as prompts
 import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.engines.weights as weights
 import chatbot_arch.measure.clients as clients
+import chatbot_arch.measure.guard as guard
 import chatbot_arch.measure.launch as launch
 import chatbot_arch.measure.results as results
 
@@ -165,7 +165,7 @@ def ask_held(asked: Sequence[clients.Conversation]) -> clients.Asked:
     """Ask what this process holds; its users have no processor time of their own."""
     started = time.perf_counter()
     answers = _held[0](asked)
-    return clients.Asked(time.perf_counter() - started, answers, math.nan)
+    return clients.Asked(time.perf_counter() - started, answers, cpu_s=0.0)
 
 # %% ../../nbs/measure/in_process.ipynb #start-ways
 @dataclass(frozen=True)
@@ -178,7 +178,8 @@ class Way:
 
 def start_way(name: str, cache_dir: Path, stack: ExitStack) -> Way:
     """Start a way of answering in its own process; `stack` ends it."""
-    pool = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
+    context = multiprocessing.get_context("spawn")
+    pool = stack.enter_context(ProcessPoolExecutor(1, context, guard.end_with_parent))
     try:
         number = pool.submit(hold, name, cache_dir).result()
     except BrokenProcessPool as error:
@@ -288,34 +289,34 @@ def count_agreement(asked: protocol.Engine, number: int) -> tuple[int, int]:
     return same, len(talks)
 
 # %% ../../nbs/measure/in_process.ipynb #measure-details
-ENGINES = ("transformers", "llamacpp")
+def measure_engine(name: str, cache_dir: Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """Return the first words by turn, the stops and the agreement of one of our engines."""
+    turns, stops, agreement = [], [], []
+    for shared in (True, False):
+        with closing(load_engine(name, cache_dir, shared)) as asked:
+            turn_times(asked, 0, turns=2)  # to warm up
+            for number in range(1, rounds + 1):
+                times = turn_times(asked, number)
+                turns.append({"engine": name, "prefix shared": shared, "first_s": times})
+            if shared:
+                stops += [{"engine": name} | stop_times(asked, 8000 + n) for n in range(rounds)]
+                same, users = count_agreement(asked, 8900)
+                agreement.append({"engine": name, "same as alone": same, "replies": users})
+    return {"turns": turns, "stops": stops, "agreement": agreement}
 
 
-def measure_details(cache_dir: Path, rounds: int) -> dict[str, Any]:
-    """Return the first words by turn, the stops, the memory and the agreement of our engines."""
-    turns, stops, agreement, dtypes = [], [], [], {}
+def measure_details(cache_dir: Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """Return what `measure_engine` does for both engines, and their memory."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for name in ENGINES:
-        for shared in (True, False):
-            with closing(load_engine(name, cache_dir, shared)) as asked:
-                turn_times(asked, 0, turns=2)  # to warm up
-                dtypes[name] = asked.dtype
-                for number in range(1, rounds + 1):
-                    times = turn_times(asked, number)
-                    turns.append({"engine": name, "prefix shared": shared, "first_s": times})
-                if shared:
-                    stops += [
-                        {"engine": name} | stop_times(asked, 8000 + number)
-                        for number in range(rounds)
-                    ]
-                    same, users = count_agreement(asked, 9000)
-                    agreement.append({"engine": name, "same as alone": same, "replies": users})
-        print(f"turns and words of {name} done", flush=True)
-    memory = [
+        for key, rows in measure_engine(name, cache_dir, rounds).items():
+            found.setdefault(key, []).extend(rows)
+        print(f"turns, stops and words of {name} done", flush=True)
+    found["memory"] = [
         {"engine": name, "abandoned": abandon}
         | in_fresh_process(count_memory, name, cache_dir, abandon)
         for name in ENGINES
         for abandon in (False, True)
     ]
     print("memory done", flush=True)
-    found = {"turns": turns, "stops": stops, "memory": memory, "agreement": agreement}
-    return {"dtypes": dtypes, **found}
+    return found

