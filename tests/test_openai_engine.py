@@ -533,6 +533,18 @@ def test_load_fails_with_a_sentence(
     assert KEY not in str(caught.value)
 
 
+@pytest.mark.parametrize("status", [404, 500])
+def test_server_without_a_list_is_asked_for_the_chosen_model(server: Scripted, status: int) -> None:
+    server.models = (status, PAGE)
+    choice = settings.Settings(engine="openai", model="wanted", engine_url=server.choice.engine_url)
+    with closing(local.load_engine(choice)) as loaded:
+        ask(loaded)
+        loaded._replies.watch.look()
+        wait_until(lambda: not loaded._replies.watch._looking)
+        loaded.check()
+    assert {body["model"] for _, body in server.asked} == {"wanted"}
+
+
 def test_rejected_key_ends_a_load_whose_list_is_open(server: Scripted) -> None:
     server.script = lambda answer, body: answer.send_whole(401, {"error": {"message": KEY}})
     with pytest.raises(weights.ModelError, match="CHATBOT_ENGINE_KEY"):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONNECTIONS', 'MAX_RESPONSE_BYTES', 'NO_LIBRARY', 'MAX_DETAIL_CHARS', 'UNREACHABLE', 'REJECTED', 'NOT_THERE',
            'TOO_LONG', 'BUSY', 'NOT_READY', 'BROKEN_OFF', 'NONSENSE', 'REASONS', 'Request', 'MAX_TRIES',
-           'LOOK_TIMEOUT_S', 'LOOK_AGAIN_S', 'DOWN_PAUSE_S', 'MOST_NAMES', 'bound', 'anonymous', 'key_of',
+           'LOOK_TIMEOUT_S', 'LOOK_AGAIN_S', 'DOWN_PAUSE_S', 'NO_LIST', 'MOST_NAMES', 'bound', 'anonymous', 'key_of',
            'open_client', 'server_says', 'explain_status', 'explain', 'Delta', 'Choice', 'Usage', 'Chunk',
            'read_chunks', 'ask_once', 'oldest_turns', 'ask', 'Served', 'ServedList', 'list_models', 'choose_model',
            'find_problem', 'Watch', 'request_body', 'Replies', 'OpenAIEngine', 'wait_for_models', 'load']
@@ -309,6 +309,7 @@ async def ask(
 
 # %% ../../nbs/engines/openai.ipynb #models
 LOOK_TIMEOUT_S, LOOK_AGAIN_S, DOWN_PAUSE_S = 2.0, 2.0, 1.0
+NO_LIST = (404, 405, 500, 501)  # 500: `transformers serve` without a cache of the model hub
 
 
 class Served(BaseModel):
@@ -325,7 +326,7 @@ class ServedList(BaseModel):
 
 
 async def list_models(client: "openai.AsyncOpenAI", choice: settings.Settings) -> list[Served]:
-    """Return the models that the server lists, none if it has no such route.
+    """Return the models that the server lists, none if it answers but cannot list them.
 
     Raises `EngineBusyError` if it is slow, and the errors of `explain`.
     """
@@ -337,9 +338,9 @@ async def list_models(client: "openai.AsyncOpenAI", choice: settings.Settings) -
             return ServedList.model_validate(await client.get("/models", cast_to=object)).data
     except TimeoutError as error:
         raise protocol.EngineBusyError(f"The server at {url} does not answer.") from error
-    except openai.NotFoundError:
-        return []
     except openai.APIError as error:
+        if getattr(error, "status_code", None) in NO_LIST:
+            return []
         raise explain(error, choice) from error
     except (ValueError, RecursionError) as error:
         raise protocol.ReplyError(NONSENSE.format(url=url)) from error
