@@ -1,14 +1,11 @@
 """What the tests share: the two architectures running with the engine that needs no model."""
 
 import os
-import socket
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import pytest
-import uvicorn
+import through
 from browser import require_browser
 from playwright.sync_api import Browser, sync_playwright
 
@@ -64,25 +61,26 @@ def app(request: pytest.FixtureRequest) -> Iterator[launch.App]:
         yield running.wait_until_ready(120)
 
 
-@contextmanager
-def serve_backend(port: int = 0) -> Iterator[str]:
+def serve_backend(port: int = 0) -> AbstractContextManager[str]:
     """Serve the backend, on a free port by default, in a thread here; yield its address."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
-        server = uvicorn.Server(uvicorn.Config(backend.app, log_config=None))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        deadline = time.monotonic() + 30
-        while not server.started and thread.is_alive():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(30)
-        assert not thread.is_alive()
+    return through.serve(backend.app, port)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the contract's tests run through another server."""
+    parser.addoption("--through", choices=through.THROUGH, help="what the backend asks")
+
+
+@pytest.fixture(autouse=True)
+def engine_behind(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """With `--through`, put every engine behind a server; else change nothing."""
+    way = request.config.getoption("through")
+    if reason := through.OTHERWISE.get(way, {}).get(request.node.name):
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    with through.behind(way, monkeypatch):
+        yield
 
 
 @pytest.fixture

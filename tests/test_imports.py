@@ -342,3 +342,16 @@ def test_llamacpp_loads_no_torch() -> None:
     loaded = set(run.stdout.split())
     assert "xllamacpp" in loaded
     assert not loaded & {"torch", "transformers", "chatbot_arch.engines.networks"}
+
+
+def test_openai_loads_no_torch() -> None:
+    script = (
+        "import sys, chatbot_arch.engines.openai as openai, chatbot_arch.settings as settings;"
+        "openai.open_client(settings.Settings()); print(*sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
+    loaded = set(run.stdout.split())
+    assert {"aiohttp", "openai"} <= loaded
+    assert not loaded & {"torch", "transformers", "chatbot_arch.engines.networks"}

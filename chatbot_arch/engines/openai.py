@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONNECTIONS', 'MAX_RESPONSE_BYTES', 'NO_LIBRARY', 'MAX_DETAIL_CHARS', 'UNREACHABLE', 'REJECTED', 'NOT_THERE',
            'TOO_LONG', 'BUSY', 'NOT_READY', 'BROKEN_OFF', 'NONSENSE', 'REASONS', 'Request', 'MAX_TRIES',
-           'LOOK_TIMEOUT_S', 'LOOK_AGAIN_S', 'DOWN_PAUSE_S', 'MOST_NAMES', 'bound', 'anonymous', 'key_of',
+           'LOOK_TIMEOUT_S', 'LOOK_AGAIN_S', 'DOWN_PAUSE_S', 'NO_LIST', 'MOST_NAMES', 'bound', 'anonymous', 'key_of',
            'open_client', 'server_says', 'explain_status', 'explain', 'Delta', 'Choice', 'Usage', 'Chunk',
            'read_chunks', 'ask_once', 'oldest_turns', 'ask', 'Served', 'ServedList', 'list_models', 'choose_model',
            'find_problem', 'Watch', 'request_body', 'Replies', 'OpenAIEngine', 'wait_for_models', 'load']
@@ -120,7 +120,7 @@ def server_says(error: "openai.APIError", key: str) -> str:
     line = " ".join(text.split()) if isinstance(text, str) else ""
     return (line.replace(key, "...") if key else line)[:MAX_DETAIL_CHARS]
 
-# %% ../../nbs/engines/openai.ipynb #explain
+# %% ../../nbs/engines/openai.ipynb #explain-status
 UNREACHABLE = "No server answers at {url}. Start it, or correct CHATBOT_ENGINE_URL, then ask again."
 REJECTED = "The server at {url} rejected the key. Set CHATBOT_ENGINE_KEY to one that it accepts."
 NOT_THERE = (
@@ -163,7 +163,7 @@ def explain_status(
         says = f"{status} {http.HTTPStatus(status).phrase}." if known else f"{status}."
     return protocol.ReplyError(f"The server at {url} did not answer: {says}")
 
-
+# %% ../../nbs/engines/openai.ipynb #explain
 def explain(error: "openai.APIError", choice: settings.Settings) -> settings.ChatbotError:
     """Return our error for one of the client's."""
     import openai
@@ -177,16 +177,7 @@ def explain(error: "openai.APIError", choice: settings.Settings) -> settings.Cha
     says = server_says(error, key_of(choice))
     return explain_status(status, str(error.code or ""), says, url, retry)
 
-# %% ../../nbs/engines/openai.ipynb #read
-BROKEN_OFF = (
-    "The reply from the server at {url} broke off. Ask again; restart the server if it is down."
-)
-NONSENSE = (
-    "The server at {url} sent an invalid answer. Check CHATBOT_ENGINE_URL and the server's log."
-)
-REASONS = {"length": "length", "content_filter": "error"}  # any other end is the model's own
-
-
+# %% ../../nbs/engines/openai.ipynb #chunk
 class Delta(BaseModel):
     """A piece of a reply."""
 
@@ -205,6 +196,7 @@ class Usage(BaseModel):
 
     prompt_tokens: protocol.Count | None = None
     completion_tokens: protocol.Count | None = None
+    turns_left_out: protocol.Count = 0  # our own backend tells it
 
 
 class Chunk(BaseModel):
@@ -212,6 +204,15 @@ class Chunk(BaseModel):
 
     choices: list[Choice] = []
     usage: Usage | None = None
+
+# %% ../../nbs/engines/openai.ipynb #read
+BROKEN_OFF = (
+    "The reply from the server at {url} broke off. Ask again; restart the server if it is down."
+)
+NONSENSE = (
+    "The server at {url} sent an invalid answer. Check CHATBOT_ENGINE_URL and the server's log."
+)
+REASONS = {"length": "length", "content_filter": "error"}  # any other end is the model's own
 
 
 async def read_chunks(chunks: "openai.AsyncStream[object]", put: remote.Put) -> protocol.Facts:
@@ -231,7 +232,8 @@ async def read_chunks(chunks: "openai.AsyncStream[object]", put: remote.Put) -> 
                 put(piece)
             if choice.finish_reason:
                 reason = REASONS.get(choice.finish_reason, "stop")
-    return protocol.Facts(reason, usage.prompt_tokens, usage.completion_tokens)
+    counts = (usage.prompt_tokens, usage.completion_tokens)
+    return protocol.Facts(reason, *counts, turns_left_out=usage.turns_left_out)
 
 # %% ../../nbs/engines/openai.ipynb #ask-once
 async def ask_once(
@@ -292,7 +294,7 @@ async def ask(
     while True:
         try:
             facts = await request(say, conversation)
-            return replace(facts, turns_left_out=left_out)
+            return replace(facts, turns_left_out=facts.turns_left_out + left_out)
         except protocol.NotReadyError:
             failures += 1
             if failures > 1 or said:  # the first may be a kept connection of a server that ended
@@ -307,6 +309,7 @@ async def ask(
 
 # %% ../../nbs/engines/openai.ipynb #models
 LOOK_TIMEOUT_S, LOOK_AGAIN_S, DOWN_PAUSE_S = 2.0, 2.0, 1.0
+NO_LIST = (404, 405, 500, 501)  # 500: `transformers serve` without a cache of the model hub
 
 
 class Served(BaseModel):
@@ -323,7 +326,7 @@ class ServedList(BaseModel):
 
 
 async def list_models(client: "openai.AsyncOpenAI", choice: settings.Settings) -> list[Served]:
-    """Return the models that the server lists, none if it has no such route.
+    """Return the models that the server lists, none if it answers but cannot list them.
 
     Raises `EngineBusyError` if it is slow, and the errors of `explain`.
     """
@@ -335,9 +338,9 @@ async def list_models(client: "openai.AsyncOpenAI", choice: settings.Settings) -
             return ServedList.model_validate(await client.get("/models", cast_to=object)).data
     except TimeoutError as error:
         raise protocol.EngineBusyError(f"The server at {url} does not answer.") from error
-    except openai.NotFoundError:
-        return []
     except openai.APIError as error:
+        if getattr(error, "status_code", None) in NO_LIST:
+            return []
         raise explain(error, choice) from error
     except (ValueError, RecursionError) as error:
         raise protocol.ReplyError(NONSENSE.format(url=url)) from error
@@ -446,21 +449,21 @@ class Replies:
     def __init__(
         self, connection: remote.Connection, choice: settings.Settings, served: Served
     ) -> None:
-        self._connection, self._choice, self._served = connection, choice, served
+        self.connection, self.choice, self.served = connection, choice, served
         self.watch = Watch(connection, choice, served.id)
 
     def start(
         self, conversation: list[protocol.Message], options: protocol.Options, put: remote.Put
     ) -> Future[protocol.Facts]:
         """Start a request; its pieces are given to `put`."""
-        client, choice = self._connection.client, self._choice
+        client, choice = self.connection.client, self.choice
 
         def request(put: remote.Put, fitting: list[protocol.Message]) -> Awaitable[protocol.Facts]:
-            body = request_body(self._served, fitting, options, choice.max_new_tokens)
+            body = request_body(self.served, fitting, options, choice.max_new_tokens)
             return ask_once(client, choice, body, put)
 
         try:
-            return self._connection.portal.start_task_soon(ask, put, request, conversation)
+            return self.connection.portal.start_task_soon(ask, put, request, conversation)
         except RuntimeError as error:  # the connection was closed
             raise protocol.engine_closed() from error
 
@@ -479,12 +482,9 @@ class OpenAIEngine(protocol.Engine):
 
     name, dtype = "openai", ""  # the server does not tell its weights' format
 
-    def __init__(
-        self, connection: remote.Connection, choice: settings.Settings, served: Served
-    ) -> None:
-        self.model, self.reply_timeout_s = served.id, choice.reply_timeout_s
-        self._connection, self._closed = connection, threading.Event()
-        self._replies = Replies(connection, choice, served)
+    def __init__(self, replies: Replies) -> None:
+        self.model, self.reply_timeout_s = replies.served.id, replies.choice.reply_timeout_s
+        self._replies, self._closed = replies, threading.Event()
 
     def fit(
         self, conversation: list[protocol.Message], options: protocol.Options
@@ -519,7 +519,7 @@ class OpenAIEngine(protocol.Engine):
     def close(self) -> None:
         """End the running replies and the connection."""
         self._closed.set()
-        self._connection.close(cancel=True)
+        self._replies.connection.close(cancel=True)
 
 # %% ../../nbs/engines/openai.ipynb #load
 def wait_for_models(
@@ -544,7 +544,7 @@ def load(choice: settings.Settings, report: Callable[[str], None]) -> OpenAIEngi
     connection = remote.Connection(opened, "ask-openai")
     try:
         listed = wait_for_models(connection, choice, report)
-        return OpenAIEngine(connection, choice, choose_model(choice, listed))
+        return OpenAIEngine(Replies(connection, choice, choose_model(choice, listed)))
     except BaseException:
         connection.close(cancel=True)
         raise

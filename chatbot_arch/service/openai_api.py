@@ -260,11 +260,12 @@ class Choice(BaseModel):
 
 
 class Usage(BaseModel):
-    """The token counts of a prompt and its reply."""
+    """The token counts of a prompt and its reply, and the oldest turns that were left out."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    turns_left_out: int = 0  # not a field of the API
 
 
 class ChatCompletion(BaseModel):
@@ -284,7 +285,12 @@ REASONS = {"length": "length", "timeout": "length", "cancelled": "length"}
 def usage_of(facts: protocol.Facts) -> Usage:
     """Return the token counts of a reply."""
     asked, said = facts.prompt_tokens or 0, facts.reply_tokens or 0
-    return Usage(prompt_tokens=asked, completion_tokens=said, total_tokens=asked + said)
+    return Usage(
+        prompt_tokens=asked,
+        completion_tokens=said,
+        total_tokens=asked + said,
+        turns_left_out=facts.turns_left_out,
+    )
 
 
 def reason_of(facts: protocol.Facts) -> str:
