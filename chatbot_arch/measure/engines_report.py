@@ -260,7 +260,7 @@ def tell(content: Content) -> list[str]:
         told.append(f"The best of ours at {most} users is {best.partition(', ')[2]}.")
     if {front, vllm} <= present:
         later = results.spread(later_ms(loads, front, vllm, most), 0)
-        told.append(f"In front of vLLM, the median first word at {most} users: {later} ms later.")
+        told.append(f"The first word at {most} users, behind our backend minus vLLM's: {later} ms.")
     if {peers.OUR_TRANSFORMERS, in_process.ARTICLE} <= present:
         told.append(tell_pair(loads, peers.OUR_TRANSFORMERS, in_process.ARTICLE))
     told += [f"Left out: {name}. {why}" for name, why in content["left out"].items()]
