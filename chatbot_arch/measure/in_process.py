@@ -289,14 +289,16 @@ def count_agreement(asked: protocol.Engine, number: int) -> tuple[int, int]:
     return same, len(talks)
 
 # %% ../../nbs/measure/in_process.ipynb #measure-details
-def measure_engine(name: str, cache_dir: Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """Return the first words by turn, the stops and the agreement of one of our engines."""
+def measure_engine(
+    name: str, cache_dir: Path, rounds: int, length: int = TURNS
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the first words of `length` turns, the stops and the agreement of our engine."""
     turns, stops, agreement = [], [], []
     for shared in (True, False):
         with closing(load_engine(name, cache_dir, shared)) as asked:
             turn_times(asked, 0, turns=2)  # to warm up
             for number in range(1, rounds + 1):
-                times = turn_times(asked, number)
+                times = turn_times(asked, number, length)
                 turns.append({"engine": name, "prefix shared": shared, "first_s": times})
             if shared:
                 stops += [{"engine": name} | stop_times(asked, 8000 + n) for n in range(rounds)]
