@@ -207,7 +207,7 @@ class Chunk(BaseModel):
 
 # %% ../../nbs/engines/openai.ipynb #read
 BROKEN_OFF = (
-    "The reply from the server at {url} broke off. Ask again; restart the server if it is down."
+    "The reply from the server at {url} broke off. Restart it if it is down, then ask again."
 )
 NONSENSE = (
     "The server at {url} sent an invalid answer. Check CHATBOT_ENGINE_URL and the server's log."
