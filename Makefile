@@ -35,7 +35,7 @@ test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile --through=openai tests/test_backend.py tests/test_openai_client.py
 
 test-more: $(INSTALLED)  ## what needs a package index or other programs, write results/test-more.json
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench,ray]'
 	$(BIN)/python tests/more.py
 
 bench-engines: $(INSTALLED)  ## compare our backend with other servers, write results/engines.* and docs/engines.md

@@ -73,7 +73,8 @@ def cluster(config: Path) -> Iterator[launch.Server]:
     server = launch.start_cluster(config, {})
     try:
         launch.wait_until_ready(server, READY_S)
-        wait_until(lambda: len(replicas(server)) == REPLICAS)
+        each = "chatbot_reply_seconds_created"
+        wait_until(lambda: len({metric(server.url, each, str(n)) for n in range(12)}) == REPLICAS)
         yield server
     finally:
         launch.stop_server(server)
