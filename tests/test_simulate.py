@@ -478,14 +478,17 @@ def test_page_of_the_simulation_shows_what_was_committed() -> None:
 def test_sentences_about_the_error_are_those_of_the_cases() -> None:
     text = " ".join((ROOT / "nbs" / "08_which_one.ipynb").read_text(encoding="utf-8").split())
     first, rate = (
-        re.search(r"off by (\d+)%", simulation.describe_error(SIMULATED["cases"], measures))
+        re.search(
+            r"off by (\d+)% in the middle and (\d+)%",
+            simulation.describe_error(SIMULATED["cases"], measures),
+        )
         for measures in (simulation.FIRST, simulation.RATE)
     )
     assert first
     assert rate
     assert (
-        f"the first word was off by {first[1]} % in the middle, tokens a second by {rate[1]} %"
-        in text
+        f"the first word was off by {first[1]} % in the middle, {first[2]} % at most, "
+        f"tokens a second by {rate[1]} % and {rate[2]} %." in text
     )
 
 

@@ -48,7 +48,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """What users saw who asked at once: seconds until all had their reply, and the replies.
+    """The replies to users who asked at once, and the seconds until the last one had ended.
 
     `cpu_s` is what the asking process worked meanwhile.
     """

@@ -26,7 +26,7 @@ Router = Literal["sticky", "in turn", "least"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What runs where: one cell of a deployment, with the people that come to it."""
+    """One cell of a deployment, and the people that come to it."""
 
     shape: str = "microservices"
     replicas: int = 1
@@ -75,7 +75,7 @@ NOTHING = 1e-9  # of a token
 
 @dataclass(eq=False)
 class Part:
-    """What is left of a question to read, or of a reply to write."""
+    """The rest of a question to read, or of a reply to write."""
 
     left: float
     done: simpy.Event
