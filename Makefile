@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TIMEOUT := $(shell command -v timeout)
 
-.PHONY: help compare compare-full sabotage simulate test test-more bench-engines bench-backend bench-pages lab monolith microservices cluster outputs clean
+.PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages lab monolith microservices cluster outputs clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -14,6 +14,10 @@ compare: $(INSTALLED)  ## judge the claims on this machine in eight minutes, wri
 
 compare-full: $(INSTALLED)  ## judge all claims, in 45 minutes; write README.md and docs/claims.md, too
 	$(BIN)/chatbot-compare --full --publish .
+
+compare-cluster: $(INSTALLED)  ## judge the claims about replicas on Ray Serve, write docs/cluster.md, too
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'
+	$(BIN)/chatbot-compare --cluster --publish .
 
 sabotage: $(INSTALLED)  ## break the code on purpose, see which claims notice, write results/sabotage.json
 	$(BIN)/chatbot-sabotage

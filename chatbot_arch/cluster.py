@@ -77,17 +77,20 @@ CONFIG = Path("deploy", "serve.yaml")
 def read_config(path: Path, port: int = 0, replicas: int = 0) -> dict[str, Any]:
     """Return a config file's content, with another port or number of replicas unless it is 0.
 
-    Raises `ClusterError` if it is not a config of one application.
+    Raises `ClusterError` if it is not a config of applications with their deployments.
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        options, (application,) = config["http_options"], config["applications"]
-        (deployment,) = application["deployments"]
+        options = config["http_options"]
+        deployments = [each for found in config["applications"] for each in found["deployments"]]
+        if not deployments:
+            raise ValueError("no deployments")
     except (OSError, UnicodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ClusterError(f"{path} cannot be served: {cause}. Start from {CONFIG}.") from error
     options |= {"port": port} if port else {}
-    deployment |= {"num_replicas": replicas} if replicas else {}
+    for deployment in deployments if replicas else ():
+        deployment["num_replicas"] = replicas
     return config
 
 # %% ../nbs/service/cluster.ipynb #run

@@ -36,8 +36,15 @@ for name in [name for name in os.environ if name.startswith("CHATBOT_")]:
 os.environ["CHATBOT_DATABASE_URL"] = "sqlite://"  # in memory, and none of anybody's own
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of the longest files first, and leave the order otherwise as it is."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first, and leave the order otherwise as it is.
+
+    With `--at`, leave out what needs the backend in this process.
+    """
+    if config.getoption("at"):
+        left_out = [item for item in items if through.needs_backend_here(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
@@ -69,6 +76,13 @@ def serve_backend(port: int = 0) -> AbstractContextManager[str]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the contract's tests run through another server."""
     parser.addoption("--through", choices=through.THROUGH, help="what the backend asks")
+    parser.addoption("--at", default="", help="the address of a running backend to test")
+
+
+@pytest.fixture
+def at(request: pytest.FixtureRequest) -> str:
+    """Return the address of a running backend that is tested instead of one here, or nothing."""
+    return request.config.getoption("at")
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ class ScriptedEngine(protocol.FakeEngine):
     """Echo, or raise what the test wants."""
 
     error: Exception | None = None
+    left_out = 0
 
     def __init__(self, **pace: float) -> None:
         super().__init__(**pace)
@@ -50,7 +51,7 @@ class ScriptedEngine(protocol.FakeEngine):
     def fit(self, conversation: list, options: protocol.Options) -> tuple[list, int]:
         if self.error:
             raise self.error
-        return conversation, 2
+        return conversation, self.left_out
 
 
 @pytest.fixture
@@ -59,7 +60,13 @@ def scripted() -> ScriptedEngine:
 
 
 @pytest.fixture
-def client(scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+def client(
+    scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, at: str
+) -> Iterator[httpx.Client]:
+    if at:
+        with httpx.Client(base_url=at, timeout=DEADLINE_S, trust_env=False) as opened:
+            yield opened
+        return
     monkeypatch.setattr(local, "load_engine", lambda choice, report: scripted)
     with TestClient(backend.app, base_url="http://localhost") as opened:
         backend.app.state.answerer.loading.engine.result(timeout=30)
@@ -71,6 +78,7 @@ def test_health_answers_get_and_head(client: TestClient) -> None:
     assert client.head("/").status_code == 200
 
 
+@pytest.mark.here
 def test_health_answers_and_ready_does_not_while_loading(client: TestClient) -> None:
     loading = backend.app.state.answerer.loading
     loaded, loading.engine = loading.engine, Future()
@@ -92,7 +100,7 @@ def test_chat_answers_one_json_string(client: TestClient) -> None:
     answer = client.post("/chat", json={"user_input": "/echo hi  there"})
     assert answer.json() == "hi  there"
     assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["x-turns-left-out"] == "2"
+    assert answer.headers["x-turns-left-out"] == "0"
 
 
 def test_options_reach_the_engine(client: TestClient) -> None:
@@ -158,6 +166,7 @@ def test_engine_errors_are_told_apart(
     assert client.get("/").status_code == 200
 
 
+@pytest.mark.here
 def test_loading_says_at_which_stage_it_is(client: TestClient) -> None:
     loading = backend.app.state.answerer.loading
     loaded, loading.engine, loading.stage = loading.engine, Future(), "reading the weights"
@@ -199,13 +208,20 @@ def test_stream_sends_tokens_and_then_what_they_took(client: TestClient) -> None
                 "reason": "stop",
                 "prompt_tokens": 3,
                 "reply_tokens": 2,
-                "turns_left_out": 2,
+                "turns_left_out": 0,
                 "model": "known-text",
                 "engine": "fake",
                 "dtype": "",
             },
         ),
     ]
+
+
+def test_turns_that_were_left_out_are_counted(client: TestClient, scripted: ScriptedEngine) -> None:
+    scripted.left_out, body = 2, {"user_input": "/echo hi"}
+    assert client.post("/chat", json=body).headers["x-turns-left-out"] == "2"
+    _, done = events(client.post("/chat/stream", json=body).text)[-1]
+    assert done["turns_left_out"] == 2
 
 
 def test_stream_that_fails_ends_with_its_sentence(client: TestClient) -> None:

@@ -293,14 +293,24 @@ def test_two_runs_say_which_verdicts_differ() -> None:
     assert row["its ratio"] == row["ratio now"] == "1.05 (1.00 to 1.20)"
 
 
-@pytest.mark.parametrize("name", ["claims", "claims-first"])
-def test_committed_verdicts_follow_from_the_committed_rows(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("claims", claims.CLAIMS),
+        ("claims-first", claims.CLAIMS),
+        ("clusters", claims.CLUSTER),
+        ("clusters-first", claims.CLUSTER),
+    ],
+)
+def test_committed_verdicts_follow_from_the_committed_rows(
+    name: str, chosen: tuple[claims.Claim, ...]
+) -> None:
     content = committed_results(name)
     frame = pd.read_csv(io.StringIO(read_committed(f"{name}.csv")))
     of = {record["number"]: record for record in content["claims"]}
-    assert list(of) == [claim.number for claim in claims.CLAIMS]
+    assert list(of) == [claim.number for claim in chosen]
     assert content["form"] == "full"
-    for claim in claims.CLAIMS:
+    for claim in chosen:
         record = of[claim.number]
         judged = tables.to_record(claim, evidence.judge(frame, claim))
         assert judged["verdict"] == record["verdict"]
@@ -309,11 +319,14 @@ def test_committed_verdicts_follow_from_the_committed_rows(name: str) -> None:
         assert record["passes"] in (True, None), "a shape differs from itself"
 
 
-def test_two_committed_runs_are_an_hour_apart_and_contradict_each_other_nowhere() -> None:
-    first, now = committed_results("claims-first"), committed_results("claims")
+@pytest.mark.parametrize(("name", "minutes"), [("claims", 60), ("clusters", 10)])
+def test_two_committed_runs_are_apart_and_contradict_each_other_nowhere(
+    name: str, minutes: int
+) -> None:
+    first, now = committed_results(f"{name}-first"), committed_results(name)
     for moment in ("began", "date"):
         apart = datetime.fromisoformat(now[moment]) - datetime.fromisoformat(first[moment])
-        assert apart >= timedelta(hours=1)
+        assert apart >= timedelta(minutes=minutes)
     untold = tables.tabulate_untold(first, now)
     assert untold[(untold.before != UNTOLD) & (untold.now != UNTOLD)].empty
 

@@ -139,7 +139,19 @@ MAY_IMPORT = {
         "measure.users",
     },
     "measure.verdicts": set(),
-    "measure.claims": {"measure.events", "measure.experiments", "measure.verdicts"},
+    "measure.clusters": {
+        "measure.experiments",
+        "measure.launch",
+        "measure.load",
+        "measure.results",
+        "measure.rounds",
+    },
+    "measure.claims": {
+        "measure.clusters",
+        "measure.events",
+        "measure.experiments",
+        "measure.verdicts",
+    },
     "measure.evidence": {
         "measure.claims",
         "measure.events",

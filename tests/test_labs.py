@@ -18,6 +18,7 @@ SMALLER_KNOBS = {
         'ENGINE = "transformers"': 'ENGINE = "fake"',
         "starts=6, people=8, tokens=32, again=True": "starts=1, people=2, tokens=8",
     },
+    "cluster": {'HERE = importlib.util.find_spec("ray") is not None': "HERE = False"},
     "breaks": {"counts=3": "counts=1"},
     "deploy": {"counts=3": "counts=1"},
     "hop": FAKE_ONLY

@@ -35,8 +35,11 @@ def speaking() -> protocol.FakeEngine:
 
 
 @pytest.fixture
-def url(speaking: protocol.FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def url(speaking: protocol.FakeEngine, monkeypatch: pytest.MonkeyPatch, at: str) -> Iterator[str]:
     """Serve the engine; a test whose settings matter sets them before it asks for this."""
+    if at:
+        yield at
+        return
     monkeypatch.setattr(local, "load_engine", lambda choice, report: speaking)
     with serve_backend() as address:
         backend.app.state.answerer.loading.engine.result(timeout=30)

@@ -151,6 +151,14 @@ def test_replies_come_through_the_router(cluster: launch.Server) -> None:
     assert "user_input" in wrong.text
 
 
+def test_contract_holds_through_the_router(cluster: launch.Server) -> None:
+    files = [ROOT / "tests" / f"{name}.py" for name in ("test_backend", "test_openai_client")]
+    command = [sys.executable, "-m", "pytest", "-q", f"--at={cluster.url}", *files]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 90
+
+
 def test_session_keeps_its_replica_and_sessions_use_both(cluster: launch.Server) -> None:
     started = {
         session: {metric(cluster.url, "chatbot_reply_seconds_created", session) for _ in range(5)}

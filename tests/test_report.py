@@ -26,6 +26,10 @@ PICTURES = Path(__file__).parent.parent / "docs" / "pages"
 RUN = committed_results("claims")
 FRAME = pd.read_csv(io.StringIO(read_committed("claims.csv")), dtype={"value": float})
 SIMULATED = committed_results("simulation")
+CLUSTERED = (
+    committed_results("clusters"),
+    pd.read_csv(io.StringIO(read_committed("clusters.csv")), dtype={"value": float}),
+)
 MEASURED = choice.to_measured(RUN, FRAME, SIMULATED)
 KNOBS = choice.knobs_of(MEASURED)
 
@@ -34,7 +38,7 @@ KNOBS = choice.knobs_of(MEASURED)
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the report on the committed run."""
     written = tmp_path_factory.mktemp("report") / "report.html"
-    written.write_text(document.render(RUN, FRAME, SIMULATED), encoding="utf-8")
+    written.write_text(document.render(RUN, FRAME, SIMULATED, CLUSTERED), encoding="utf-8")
     return written
 
 
@@ -56,9 +60,8 @@ def test_report_stands_alone_and_is_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.encode()) < 1_500_000
     assert not re.search(r"(src|href)=\"(?!#)", text)
-    order = [
-        text.index(f'id="{part}"') for part in ("resolved", "verdicts", "case", "beyond", "claims")
-    ]
+    parts = ("resolved", "verdicts", "case", "beyond", "cluster", "claims")
+    order = [text.index(f'id="{part}"') for part in parts]
     assert order == sorted(order)
 
 
@@ -83,9 +86,9 @@ def test_report_is_accessible(page: Page, scheme: str) -> None:
 
 
 def test_report_shows_every_round_of_every_claim(page: Page) -> None:
-    articles = page.locator("article")
-    expect(articles).to_have_count(len(RUN["claims"]))
-    for claim, article in zip(RUN["claims"], articles.all(), strict=True):
+    articles, judged = page.locator("article"), RUN["claims"] + CLUSTERED[0]["claims"]
+    expect(articles).to_have_count(len(judged))
+    for claim, article in zip(judged, articles.all(), strict=True):
         expect(article.locator("h3")).to_contain_text(claim["claim"])
         expect(article.locator("h3")).to_contain_text(claim["verdict"])
         timed = claim["low"] is not None
@@ -214,12 +217,27 @@ def test_tables_are_published_in_all_texts_or_in_none(tmp_path: Path) -> None:
         publish.publish(stem, tmp_path)
     assert "old" in readme.read_text()
     page.write_text(marks.format("verdicts") + marks.format("margins"))
-    assert publish.publish(stem, tmp_path) == [readme, page]
+    assert publish.publish(stem, tmp_path) == [page, readme]
     assert readme.read_text().startswith("Before.\n<!-- verdicts -->\n\n|")
     assert readme.read_text().endswith("<!-- end of verdicts -->\nAfter.\n")
     again = readme.read_text()
     publish.publish(stem, tmp_path)
     assert readme.read_text() == again
+
+
+def test_cluster_is_published_on_its_own_page(tmp_path: Path) -> None:
+    stem = tmp_path / "clusters"
+    page = tmp_path / "docs" / "cluster.md"
+    page.parent.mkdir()
+    marks = "<!-- {0} -->\nold\n<!-- end of {0} -->\n"
+    page.write_text(marks.format("verdicts") + marks.format("runs"))
+    for name in (stem, stem.with_name("clusters-first")):
+        results.write_json(CLUSTERED[0], name.with_suffix(".json"))
+        CLUSTERED[1].to_csv(name.with_suffix(".csv"), index=False)
+    assert publish.publish(stem, tmp_path) == [page]
+    number = len(claims.CLUSTER)
+    assert f"{number} of {number} verdicts are the same in both runs" in page.read_text()
+    assert "old" not in page.read_text()
 
 
 def test_quick_run_is_not_published(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 `pytest --through=openai` serves the engine that a test gives to the backend with a second backend,
 and gives the first one an engine that asks the second: the tests of the contract stay as they are.
+
+`pytest --at=ADDRESS` asks a running backend with the engine `fake` instead, whatever serves it.
 """
 
 import importlib.util
+import inspect
 import socket
 import threading
 import time
@@ -117,6 +120,16 @@ def engines_behind(way: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
 
         patch.setattr(local.Loading, "_load", load)
         yield
+
+
+HERE = {"scripted", "speaking", "crowded", "monkeypatch"}  # change the backend in this process
+
+
+def needs_backend_here(item: pytest.Item) -> bool:
+    """Return whether a test is not about what any running backend with `fake` answers."""
+    taken = set(inspect.signature(item.function).parameters)
+    marked = item.get_closest_marker("here") or item.get_closest_marker("usefixtures")
+    return bool(marked or taken & HERE)
 
 
 def behind(way: str | None, patch: pytest.MonkeyPatch) -> AbstractContextManager[None]:

@@ -11,8 +11,10 @@ __all__ = ['SPLIT', 'ARTICLE', 'BELIEF', 'OURS', 'BLINOWSKI', 'OKROJ', 'NOTICED'
            'LOADS_EARLY', 'MODULAR', 'STARTS', 'AS_DRAWN', 'DRAWN_FIRST', 'shown', 'DRAWN', 'DRAWN_TOO', 'PROGRAM',
            'OUTSIDE', 'count', 'crash', 'deploy', 'click', 'wrong', 'close', 'left', 'late', 'turns', 'sent', 'script',
            'size', 'EVERY', 'AGAIN', 'TWO_TURNS', 'LATE', 'GOES_ON', 'ALIKE', 'KEPT', 'STAYS', 'WHOLE', 'NONE', 'ASKED',
-           'BYTES', 'READ', 'COUNTS', 'CLAIMS', 'PUBLISHED', 'NOT_HERE', 'Claim', 'both_none', 'both_whole',
-           'every_run', 'both_two', 'only_second_late', 'first_two', 'find_claims']
+           'BYTES', 'READ', 'COUNTS', 'THRICE', 'PAIR', 'ray', 'proxy', 'killed', 'THREE', 'TWO_HERE', 'BEHIND',
+           'BEHIND_MANY', 'CRASHED', 'FEWER', 'ON_TIME', 'STAYING', 'SURVIVES', 'UNNOTICED', 'CLUSTER', 'CLAIMS',
+           'PUBLISHED', 'NOT_HERE', 'Claim', 'both_none', 'both_whole', 'every_run', 'both_two', 'only_second_late',
+           'first_two', 'none_in_second', 'find_claims']
 
 # %% ../../nbs/measure/claims.ipynb #imports
 from collections.abc import Callable, Collection
@@ -20,6 +22,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from operator import eq, gt, lt
 
+import chatbot_arch.measure.clusters as clusters
 import chatbot_arch.measure.events as events
 import chatbot_arch.measure.experiments as experiments
 import chatbot_arch.measure.verdicts as verdicts
@@ -264,6 +267,11 @@ def first_two(first: float, second: float) -> bool:
     """Return whether the first value is 2."""
     return first == 2
 
+
+def none_in_second(first: float, second: float) -> bool:
+    """Return whether the second value is 0 and the first is more."""
+    return first > second == 0
+
 # %% ../../nbs/measure/claims.ipynb #counting
 count = partial(Claim, **FAKE, kind="count")
 crash, deploy = (partial(count, experiment=each) for each in (events.crash, events.deploy))
@@ -330,6 +338,90 @@ COUNTS = (
     ),
 )
 
+# %% ../../nbs/measure/claims.ipynb #cluster
+THRICE = {"kind": "more", "margin": 2.8, "why": "nine tenths of what three promise"}
+PAIR = (clusters.ALONE, clusters.PAIR)
+ray = partial(Claim, experiment=clusters.ray_replicas)
+proxy = partial(Claim, experiment=clusters.ray_proxy, **FAKE)
+killed = partial(Claim, experiment=clusters.ray_kill, **FAKE)
+THREE, TWO_HERE = ("1 replica", "3 replicas"), ("1 replica", "2 replicas")
+BEHIND, BEHIND_MANY = ("uvicorn, 1", "Ray Serve, 1"), ("uvicorn, 16", "Ray Serve, 16")
+CRASHED = (clusters.BEFORE, clusters.AFTER)
+FEWER = COST | {"kind": "less"}
+ON_TIME = {"kind": "same", "margin": 1.1, "why": NOTICED}
+STAYING = {"kind": "more", "margin": 1.5, "why": "half as much again is felt without a clock"}
+SURVIVES = {"measure": "answered", "relation": lt, "why": "none by one backend, some by two"}
+UNNOTICED = {"measure": "failed", "relation": none_in_second, "why": "some with one, 0 with two"}
+
+# %% ../../nbs/measure/claims.ipynb #cluster-claims
+CLUSTER = (
+    ray(
+        "27a",
+        "No model: three replicas make three times the tokens",
+        ARTICLE,
+        shapes=THREE,
+        **FAKE,
+        **RATE,
+        **THRICE,
+    ),
+    ray(
+        "27b",
+        "Two replicas here make more tokens a second",
+        ARTICLE,
+        shapes=TWO_HERE,
+        **REAL,
+        **RATE,
+        **PROMISED,
+    ),
+    proxy(
+        "28a", "No model: behind Ray Serve the first word comes later", OURS, shapes=BEHIND, **LATER
+    ),
+    proxy(
+        "28b",
+        "No model: sixteen people get fewer tokens a second behind it",
+        OURS,
+        shapes=BEHIND_MANY,
+        **RATE,
+        **FEWER,
+    ),
+    killed(
+        "29a",
+        "When a process with an engine is killed, people are still answered",
+        ARTICLE,
+        shapes=PAIR,
+        kind="count",
+        **SURVIVES,
+    ),
+    killed(
+        "29b",
+        "Ten seconds after it, as many tokens come as before",
+        OURS,
+        shapes=CRASHED,
+        **RATE,
+        **ON_TIME,
+    ),
+    Claim(
+        "30",
+        "An update fails no request",
+        ARTICLE,
+        experiment=clusters.ray_update,
+        shapes=PAIR,
+        kind="count",
+        **FAKE,
+        **UNNOTICED,
+    ),
+    Claim(
+        "31",
+        "A conversation that goes to any replica waits longer for first words",
+        OURS,
+        experiment=clusters.ray_sessions,
+        shapes=("stays", "goes to any"),
+        **REAL,
+        **FIRST,
+        **STAYING,
+    ),
+)
+
 # %% ../../nbs/measure/claims.ipynb #all
 CLAIMS = WAITS + SERVING + MACHINES + STARTS + OUTSIDE + COUNTS
 # In the README, chosen by what decides and before they were measured. Two are the article's main
@@ -348,9 +440,9 @@ NOT_HERE = {
 
 
 def find_claims(numbers: Collection[str] = (), quick: bool = False) -> list[Claim]:
-    """Return the claims with some numbers (all if there are none), of the quick form if asked."""
-    return [
-        claim
-        for claim in CLAIMS
-        if (not numbers or claim.number in numbers) and (claim.quick or not quick)
-    ]
+    """Return the claims with some numbers, of the quick form if asked.
+
+    If there are no numbers, these are all claims that need no cluster.
+    """
+    found = [claim for claim in CLAIMS + CLUSTER if claim.number in numbers]
+    return [claim for claim in (found if numbers else CLAIMS) if claim.quick or not quick]

@@ -71,19 +71,25 @@ def runs_block(first: dict[str, Any], now: dict[str, Any]) -> str:
     same = len(now["claims"]) - sum(untold.before != untold.now)
     ends = f"one ended {moment(first)}, the other {moment(now)}"
     told = f"{same} of {len(now['claims'])} verdicts are the same in both runs: {ends}."
-    return f"{told}\n\n{untold.to_markdown()}"
+    return told if untold.empty else f"{told}\n\n{untold.to_markdown()}"
 
 # %% ../../nbs/measure/publish.ipynb #publish
 def publish(stem: Path, checkout: Path) -> list[Path]:
-    """Write the tables of a run into the texts of a checkout; return the paths of the texts."""
+    """Write the tables of a run into the texts of a checkout; return the paths of the texts.
+
+    That of a cluster goes into the page on clusters alone.
+    """
     run, _ = tables.read_run(stem)
     if run["form"] != "full":
         raise results.MeasureError("Only a full run is published: `make compare-full`.")
-    readme, page = checkout / "README.md", checkout / "docs" / "claims.md"
-    blocks = {readme: {"verdicts": readme_block(run)}}
-    blocks[page] = {"verdicts": claims_block(run), "margins": resolved_block(run)}
-    if stem.with_name("claims-first.json").exists():
-        first, _ = tables.read_run(stem.with_name("claims-first"))
+    page = checkout / "docs" / f"{'cluster' if stem.name == 'clusters' else 'claims'}.md"
+    blocks = {page: {"verdicts": claims_block(run)}}
+    if page.stem == "claims":
+        blocks[page]["margins"] = resolved_block(run)
+        blocks[checkout / "README.md"] = {"verdicts": readme_block(run)}
+    before = stem.with_name(f"{stem.name}-first")
+    if before.with_suffix(".json").exists():
+        first, _ = tables.read_run(before)
         blocks[page]["runs"] = runs_block(first, run)
     texts = {path: path.read_text(encoding="utf-8") for path in blocks}
     for path, found in blocks.items():

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing import get_context
 from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple, TypeVar
@@ -151,6 +151,7 @@ class Bench:
 
     environment: dict[str, str] = field(default_factory=dict)
     apps: dict[tuple[str, str, int], launch.App] = field(default_factory=dict)
+    servers: dict[str, launch.Server] = field(default_factory=dict)
 
     def __enter__(self) -> "Bench":
         self._stack = ExitStack()
@@ -178,11 +179,18 @@ class Bench:
             self.apps[key] = app
         return self.apps[key]
 
+    def server(self, name: str, start: Callable[[], launch.Server]) -> launch.Server:
+        """Return a running server by its name; start it if this is the first time."""
+        if name not in self.servers:
+            self.servers[name] = start()
+            self._stack.callback(launch.stop_server, self.servers[name])
+        return self.servers[name]
+
     @cached_property
     def article_backend(self) -> launch.Server:
         """The article's backend, running and warmed; its model is its own."""
-        server = launch.start_backend(self.environment, architecture="article")
-        self._stack.callback(launch.stop_server, server)
+        start = partial(launch.start_backend, self.environment, architecture="article")
+        server = self.server("article", start)
         launch.wait_until_ready(server, timeout_s=120)
         self.load(load.ask_backends, [server.url], list(map(article_body, WARM)), 1, False)
         return server
