@@ -12,9 +12,9 @@ __all__ = ['SPLIT', 'ARTICLE', 'BELIEF', 'OURS', 'BLINOWSKI', 'OKROJ', 'NOTICED'
            'OUTSIDE', 'count', 'crash', 'deploy', 'click', 'wrong', 'close', 'left', 'late', 'turns', 'sent', 'script',
            'size', 'EVERY', 'AGAIN', 'TWO_TURNS', 'LATE', 'GOES_ON', 'ALIKE', 'KEPT', 'STAYS', 'WHOLE', 'NONE', 'ASKED',
            'BYTES', 'READ', 'COUNTS', 'THRICE', 'PAIR', 'ray', 'proxy', 'killed', 'THREE', 'TWO_HERE', 'BEHIND',
-           'BEHIND_MANY', 'CRASHED', 'FEWER', 'ON_TIME', 'STAYING', 'SURVIVES', 'UNNOTICED', 'CLUSTER', 'CLAIMS',
-           'PUBLISHED', 'NOT_HERE', 'Claim', 'both_none', 'both_whole', 'every_run', 'both_two', 'only_second_late',
-           'first_two', 'none_in_second', 'find_claims']
+           'BEHIND_MANY', 'CRASHED', 'FEWER', 'ON_TIME', 'STAYING', 'SURVIVES', 'UNNOTICED', 'INSTANCES', 'CLUSTER',
+           'CLAIMS', 'PUBLISHED', 'NOT_HERE', 'Claim', 'both_none', 'both_whole', 'every_run', 'both_two',
+           'only_second_late', 'first_two', 'none_in_second', 'find_claims']
 
 # %% ../../nbs/measure/claims.ipynb #imports
 from collections.abc import Callable, Collection
@@ -354,7 +354,7 @@ SURVIVES = {"measure": "answered", "relation": lt, "why": "none by one backend, 
 UNNOTICED = {"measure": "failed", "relation": none_in_second, "why": "some with one, 0 with two"}
 
 # %% ../../nbs/measure/claims.ipynb #cluster-claims
-CLUSTER = (
+INSTANCES = (
     ray(
         "27a",
         "No model: three replicas make three times the tokens",
@@ -384,6 +384,11 @@ CLUSTER = (
         **RATE,
         **FEWER,
     ),
+)
+
+# %% ../../nbs/measure/claims.ipynb #uninterrupted
+CLUSTER = (
+    *INSTANCES,
     killed(
         "29a",
         "When a process with an engine is killed, people are still answered",

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CONFIG', 'REPLICAS', 'WIDE', 'ANY', 'SLOTS', 'START_S', 'TALKS', 'Started', 'PEOPLE', 'CROWD', 'KILL_S', 'BACK_S',
-           'WINDOW_S', 'NOTICED_S', 'BEFORE', 'AFTER', 'ALONE', 'PAIR', 'KILL_WORDS', 'UPDATE_S', 'RESTART_S',
-           'UPDATE_WORDS', 'TURNS', 'FEW', 'applications', 'config_of', 'answering', 'wait_for', 'Cluster', 'start',
-           'asked_at', 'ray_replicas', 'ray_proxy', 'back_after', 'survived', 'alone_case', 'pair_case', 'ray_kill',
-           'hand_over', 'under_load', 'replace_case', 'restart_case', 'ray_update', 'talk_case', 'ray_sessions']
+           'WINDOW_S', 'NOTICED_S', 'BEFORE', 'AFTER', 'ALONE', 'PAIR', 'KILL_WORDS', 'AROUND_S', 'UPDATE_WORDS',
+           'TURNS', 'FEW', 'applications', 'config_of', 'answering', 'wait_for', 'Cluster', 'start', 'asked_at',
+           'ray_replicas', 'ray_proxy', 'back_after', 'survived', 'alone_case', 'pair_case', 'ray_kill', 'hand_over',
+           'under_load', 'replace_case', 'restart_case', 'ray_update', 'talk_case', 'ray_sessions']
 
 # %% ../../nbs/measure/clusters.ipynb #imports
 import copy
@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -134,7 +133,6 @@ def start(bench: rounds.Bench, engine: str) -> Cluster:
 
 # %% ../../nbs/measure/clusters.ipynb #throughput
 PEOPLE = 2 * SLOTS * max(REPLICAS.values())
-CROWD = 16
 
 
 def asked_at(
@@ -163,6 +161,9 @@ def ray_replicas(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> 
         measure()  # warms every replica
     cases = experiments.with_again(cases, scale.again)
     return rounds.alternate("ray_replicas", engine, cases, scale.starts)
+
+# %% ../../nbs/measure/clusters.ipynb #proxy
+CROWD = 16
 
 
 def ray_proxy(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> experiments.Rows:
@@ -210,8 +211,8 @@ def alone_case(bench: rounds.Bench, engine: str, question: str) -> rounds.Case:
         with bench.start("microservices", engine, CHATBOT_MAX_REPLIES=str(SLOTS)) as app:
             app.wait_until_ready()
             pids = [process.pid for process in app.servers[0].processes()]
-            url, until_s = app.servers[0].url, KILL_S
-            seen = bench.load(load.ask_on, url, CROWD, question, until_s, KILL_S / 2, pids)
+            asked = app.servers[0].url, CROWD, question
+            seen = bench.load(load.ask_after_kill, *asked, KILL_S / 2, pids, KILL_S)
         return survived(seen, KILL_S / 2)
 
     return measure
@@ -221,10 +222,9 @@ def pair_case(bench: rounds.Bench, cluster: Cluster, question: str) -> rounds.Ca
     """Return what kills one of two replicas under load, once both answer."""
 
     def measure() -> dict[str, float]:
-        url, until_s = cluster.wait("two"), KILL_S + BACK_S + WINDOW_S
-        seen = bench.load(
-            load.ask_on, url, CROWD, question, until_s, KILL_S, cluster.pids("two")[:1]
-        )
+        until_s, asked = KILL_S + BACK_S + WINDOW_S, (cluster.wait("two"), CROWD, question)
+        pids = cluster.pids("two")[:1]
+        seen = bench.load(load.ask_after_kill, *asked, KILL_S, pids, until_s)
         before = seen.rate(KILL_S - WINDOW_S, KILL_S)
         after = seen.rate(KILL_S + BACK_S, until_s)
         told = {"before": before, "after": after, "back_s": back_after(seen, KILL_S, before)}
@@ -250,7 +250,7 @@ def ray_kill(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> expe
         ]
 
 # %% ../../nbs/measure/clusters.ipynb #update
-UPDATE_S, RESTART_S = 45.0, 8.0  # how long people ask meanwhile
+AROUND_S = 2.0  # people ask before and after an update
 UPDATE_WORDS = 10
 
 
@@ -273,32 +273,27 @@ def hand_over(cluster: Cluster, name: str, **more: str) -> None:
         raise results.MeasureError(f"The update failed: {done.stderr.strip()[-300:]}")
 
 
-def under_load(
-    bench: rounds.Bench, url: str, question: str, seconds: float, change: Callable[[], object]
-) -> dict[str, float]:
-    """Let people keep asking for some seconds while something is changed; count the replies."""
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(bench.load, load.ask_on, url, CROWD // 2, question, seconds)
-        time.sleep(1)
+def under_load(url: str, question: str, change: Callable[[], object]) -> dict[str, float]:
+    """Let people keep asking while something is changed; count the replies."""
+
+    def change_between() -> None:
+        time.sleep(AROUND_S)
         change()
-        if asked.done():
-            raise results.MeasureError(f"The change took longer than {seconds:g} s.")
-        seen = asked.result()
+        time.sleep(AROUND_S)
+
+    seen = load.ask_during(url, CROWD // 2, question, change_between)
     return {"answered": float(len(seen.ended)), "failed": float(len(seen.failed))}
 
 # %% ../../nbs/measure/clusters.ipynb #update-cases
-def replace_case(bench: rounds.Bench, cluster: Cluster, question: str) -> rounds.Case:
+def replace_case(cluster: Cluster, question: str) -> rounds.Case:
     """Return what updates both replicas under load."""
 
     def replace_all() -> None:
         before = answering(url := cluster.url("two"))
         hand_over(cluster, "two", CHATBOT_SYSTEM_PROMPT=f"Be brief. {time.time_ns()}")
-        wait_for(url, lambda found: len(found) == 2 and not found & before, UPDATE_S)
+        wait_for(url, lambda found: len(found) == 2 and not found & before)
 
-    def measure() -> dict[str, float]:
-        return under_load(bench, cluster.wait("two"), question, UPDATE_S, replace_all)
-
-    return measure
+    return lambda: under_load(cluster.wait("two"), question, replace_all)
 
 
 def restart_case(bench: rounds.Bench, engine: str, question: str) -> rounds.Case:
@@ -307,8 +302,12 @@ def restart_case(bench: rounds.Bench, engine: str, question: str) -> rounds.Case
     def measure() -> dict[str, float]:
         with bench.start("microservices", engine) as app:
             app.wait_until_ready()
-            change = partial(launch.restart, app, app.servers[0].name)
-            return under_load(bench, app.servers[0].url, question, RESTART_S, change)
+            backend = app.servers[0]
+            return under_load(
+                backend.url,
+                question,
+                lambda: launch.restart(app, backend.name).wait_until_ready(),
+            )
 
     return measure
 
@@ -318,7 +317,7 @@ def ray_update(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> ex
     cluster, question = start(bench, engine), experiments.question_of(engine, UPDATE_WORDS)
     cases = {
         ALONE: restart_case(bench, engine, question),
-        PAIR: replace_case(bench, cluster, question),
+        PAIR: replace_case(cluster, question),
     }
     return rounds.alternate("ray_update", engine, cases, scale.counts, attempts=1)
 

@@ -6,8 +6,8 @@
 __all__ = ['FAKE_TOKEN_S', 'AGAIN', 'Rows', 'Experiment', 'SHAPES', 'SPLIT', 'BETWEEN', 'SHORTER', 'TURNS', 'ONE', 'TOLD',
            'HEALTH_WORDS', 'ARTICLE_DTYPE', 'SLOTS', 'PIECE_CHARACTERS', 'Scale', 'question_of', 'with_again',
            'page_case', 'page_cases', 'ask_pages', 'one_person', 'many_people', 'hop', 'bodies_of', 'stream', 'talk_of',
-           'go_on', 'history', 'pages_case', 'open_pages', 'health', 'batch', 'second_page', 'replicas', 'pieces',
-           'from_outside', 'start_case', 'start_up']
+           'go_on', 'history', 'pages_case', 'open_pages', 'article_backend', 'health', 'batch', 'second_page',
+           'replicas', 'pieces', 'from_outside', 'start_case', 'start_up']
 
 # %% ../../nbs/measure/experiments.ipynb #imports
 import json
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import httpx
@@ -253,6 +254,15 @@ HEALTH_WORDS = 80  # of the fake's reply, which then takes longer than a probe w
 ARTICLE_DTYPE = {"CHATBOT_DTYPE": "float32"}  # in which its pipeline loads these weights
 
 
+def article_backend(bench: rounds.Bench) -> str:
+    """Start the article's backend, whose model is its own, and warm it; return its address."""
+    begin = partial(launch.start_backend, bench.environment, architecture="article")
+    server, asked = bench.server("article", begin), [*map(rounds.article_body, rounds.WARM)]
+    launch.wait_until_ready(server, timeout_s=120)
+    bench.load(load.ask_backends, [server.url], asked, 1, False)
+    return server.url
+
+
 def health(bench: rounds.Bench, engine: str, scale: Scale) -> Rows:
     """The longest health check during a reply, of the article's backend and of ours."""
 
@@ -263,7 +273,7 @@ def health(bench: rounds.Bench, engine: str, scale: Scale) -> Rows:
     ours = bench.app("microservices", engine, **ARTICLE_DTYPE)
     cases = {
         "microservices": check(ours.servers[0].url, body),
-        "article": check(bench.article_backend.url, rounds.article_body("Who are you?")),
+        "article": check(article_backend(bench), rounds.article_body("Who are you?")),
     }
     return rounds.alternate("health", engine, with_again(cases, scale.again), scale.rounds)
 

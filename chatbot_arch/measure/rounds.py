@@ -14,7 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property, partial
 from multiprocessing import get_context
 from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple, TypeVar
@@ -185,15 +184,6 @@ class Bench:
             self.servers[name] = start()
             self._stack.callback(launch.stop_server, self.servers[name])
         return self.servers[name]
-
-    @cached_property
-    def article_backend(self) -> launch.Server:
-        """The article's backend, running and warmed; its model is its own."""
-        start = partial(launch.start_backend, self.environment, architecture="article")
-        server = self.server("article", start)
-        launch.wait_until_ready(server, timeout_s=120)
-        self.load(load.ask_backends, [server.url], list(map(article_body, WARM)), 1, False)
-        return server
 
     def load(self, work: Callable[..., Result], *arguments: object) -> Result:
         """Return what `work` returns in the virtual users' process."""
