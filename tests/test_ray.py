@@ -16,11 +16,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import tabs
 import yaml
 from check_sync import ROOT
+from playwright.sync_api import Browser, expect
 
 import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.engines.remote as remote
+import chatbot_arch.measure.clusters as clusters
 import chatbot_arch.measure.launch as launch
 
 CONFIG = ROOT / "deploy" / "serve.yaml"
@@ -126,6 +129,16 @@ def stream(url: str, question: str, session: str = "") -> str:
 def test_configs_are_what_serve_takes() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CHECK, *CONFIGS], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("engine", ["fake", "llamacpp"])
+def test_config_that_is_measured_is_what_serve_takes(tmp_path: Path, engine: str) -> None:
+    path = tmp_path / "measured.yaml"
+    path.write_text(yaml.safe_dump(clusters.config_of(engine)))
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, path], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
 
@@ -241,6 +254,43 @@ def test_page_is_told_when_its_replica_dies(
     )
     assert "".join(piece for piece in again if isinstance(piece, str)) == "back"
     answerer.close()
+
+
+@pytest.fixture
+def page_url(cluster: launch.Server) -> Iterator[str]:
+    """Serve the front end in front of the cluster; yield its address."""
+    port = launch.find_free_port()
+    url, command = f"http://{launch.HOST}:{port}", launch.page_command("frontend.py", port)
+    asked = {"CHATBOT_BACKEND_URL": cluster.url, "CHATBOT_DATABASE_URL": "sqlite://"}
+    server = launch.start_server("page", command, url, "/_stcore/health", asked)
+    try:
+        launch.wait_until_ready(server, READY_S)
+        yield url
+    finally:
+        launch.stop_server(server)
+
+
+def test_six_questions_on_a_page_and_its_replica_killed_in_the_seventh(
+    browser: Browser, hosts: list[str], cluster: launch.Server, page_url: str
+) -> None:
+    wait_until(lambda: len(replicas(cluster)) == REPLICAS)
+    with tabs.open_context(browser, hosts) as context:
+        page = tabs.open_tab(context, page_url, hosts)
+        questions = ["one", "two", "three", "four", "five", "six"]
+        for number, question in enumerate(questions, 1):
+            tabs.ask(page, question)
+            tabs.expect_messages(page, tabs.turns(reversed(questions[:number])))
+        tabs.ask(page, tabs.SLOWLY)
+        shown = tabs.expect_growing(page)
+        for victim in replicas(cluster):
+            victim.kill()
+        expect(page.get_by_text("broke off").first).to_be_visible()
+        tabs.expect_kept(page, shown, "Broken off here.")
+        wait_until(lambda: len(replicas(cluster)) == REPLICAS)
+        wait_until(lambda: {stream(cluster.url, "/echo on", str(n)) for n in range(8)} == {"done"})
+        tabs.ask(page, "still there?")
+        answered = tabs.message(page, 1).get_by_text("still there?", exact=True)
+        expect(answered).to_be_visible()
 
 
 def address_of(server: launch.Server) -> dict[str, str]:

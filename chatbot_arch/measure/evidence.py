@@ -214,8 +214,10 @@ def run(
 def dtypes_of(bench: rounds.Bench) -> dict[str, str]:
     """Return the dtype of the weights of each engine that a backend of the bench runs."""
     apps = [app for app in bench.apps.values() if app.architecture == "microservices"]
+    clusters = [each for name, each in bench.servers.items() if name.startswith("cluster")]
+    backends = [*(app.servers[0] for app in apps), *clusters]
     with contextlib.suppress(httpx.HTTPError):  # the step has said why
-        told = [httpx.get(app.servers[0].ready_url, trust_env=False).json() for app in apps]
+        told = [httpx.get(each.ready_url, trust_env=False).json() for each in backends]
         return {each["engine"]: each["dtype"] for each in told if each.get("dtype")}
     return {}
 

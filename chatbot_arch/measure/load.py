@@ -247,7 +247,7 @@ def keep_asking(
 
 # %% ../../nbs/measure/load.ipynb #during
 def ask_during(url: str, people: int, question: str, change: Callable[[], object]) -> Seen:
-    """Let people keep asking until a change is made."""
+    """Let people keep asking while a change is made."""
     seen, began, over = Seen(), time.perf_counter(), threading.Event()
     with ThreadPoolExecutor(people) as pool:
         asked = [

@@ -39,7 +39,8 @@ def measured_by(run: dict[str, Any]) -> str:
     machine = run["machine"]
     on = f"{machine['cores']} cores of {machine['processor']}, {machine['memory']}"
     told = f"Measured {moment(run)} by `{run['command']}`"
-    return f"{told} on {on}, {machine['system']}"
+    ray = f", with Ray {run['versions']['ray']}" if "ray" in run.get("versions", {}) else ""
+    return f"{told} on {on}, {machine['system']}{ray}"
 
 
 def readme_block(run: dict[str, Any]) -> str:

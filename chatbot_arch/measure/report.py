@@ -74,6 +74,7 @@ def began_at(step: dict[str, Any]) -> datetime:
 def describe_run(kept: evidence.Kept, form: str) -> dict[str, Any]:
     """Return what the numbers of a run depend on, and how long its steps took."""
     steps = kept.steps.values()
+    packages = [*results.PACKAGES, *(["ray"] if any("ray_" in name for name in kept.steps) else [])]
     return {
         "form": form,
         "command": results.describe_command(),
@@ -81,7 +82,7 @@ def describe_run(kept: evidence.Kept, form: str) -> dict[str, Any]:
         "began": min(map(began_at, steps)).isoformat(timespec="minutes"),
         "settings": evidence.chosen_settings(),
         "machine": results.describe_machine(),
-        "versions": results.describe_versions(),
+        "versions": results.describe_versions(packages),
         "dtypes": {name: each for step in steps for name, each in step["dtypes"].items()},
         "scale": asdict(evidence.QUICK if form == "quick" else evidence.FULL),
         "seconds": {step["name"]: step["seconds"] for step in steps},

@@ -196,4 +196,5 @@ def read_run(stem: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         return content, pd.read_csv(stem.with_suffix(".csv"), dtype={"value": float})
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}"
-        raise results.MeasureError(f"{reason}. `make compare` writes it.") from error
+        command = "make compare-cluster" if stem.name.startswith("clusters") else "make compare"
+        raise results.MeasureError(f"{reason}. `{command}` writes it.") from error
