@@ -36,7 +36,6 @@ test: $(INSTALLED)  ## everything that CI runs
 	CHATBOT_ENGINE=llamacpp $(BIN)/chatbot-fetch
 	$(if $(TIMEOUT),timeout 1200) $(BIN)/nbdev_test --skip_file_re '^07_' --n_workers 3
 	$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder --durations=15
-	$(BIN)/pytest --numprocesses=2 --dist=loadfile --through=openai tests/test_backend.py tests/test_openai_client.py
 
 test-more: $(INSTALLED)  ## what needs a package index or other programs, write results/test-more.json
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench,ray]'

@@ -21,6 +21,7 @@ LONGEST_FIRST = (
     "test_labs",
     "test_jupyterlab",
     "test_engines",
+    "test_through",
     "test_conversations",
     "test_pages",
     "test_launch",

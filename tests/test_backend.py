@@ -311,6 +311,7 @@ def test_silence_is_broken_by_comments(
     assert spoken.count(": ping") < comments
 
 
+@pytest.mark.here
 def test_thread_is_a_bounded_number_of_events_ahead_and_ends_at_a_stop() -> None:
     made = 0
 

@@ -331,6 +331,29 @@ def test_two_committed_runs_are_apart_and_contradict_each_other_nowhere(
     assert untold[(untold.before != UNTOLD) & (untold.now != UNTOLD)].empty
 
 
+def test_page_on_clusters_says_what_both_runs_measured() -> None:
+    page = read_committed("../docs/cluster.md")
+    later, back, lost, stays = [], [], set(), []
+    for name in ("clusters-first", "clusters"):
+        frame = pd.read_csv(io.StringIO(read_committed(f"{name}.csv")))
+        first = frame[(frame.experiment == "ray_proxy") & (frame.measure == "first_s")]
+        first = first.pivot(index="round", columns="shape", values="value")
+        later.append(1000 * (first["Ray Serve, 1"] - first["uvicorn, 1"]).median())
+        killed = frame[(frame.experiment == "ray_kill") & (frame["shape"] == "two replicas")]
+        back += killed[killed.measure == "back_s"].value.tolist()
+        lost |= set(killed[killed.measure == "failed"].value)
+        of = {each["number"]: each for each in committed_results(name)["claims"]}
+        stays.append(of["32"]["ratio"])
+        rates = frame[(frame.engine == "llamacpp") & (frame.measure == "tokens_per_s")]
+        rates = rates.groupby("shape").value.median()
+        assert rates["3 replicas"] < rates["2 replicas"]
+    assert f"{later[0]:.1f} and {later[1]:.1f} ms later" in page
+    assert f"{min(back):.1f} to {max(back):.1f} s, nine tenths" in page
+    assert lost == {4.0}
+    assert f"in each of {len(back)} rounds" in page
+    assert {f"{each:.1f} times as long" in page for each in stays} == {True}
+
+
 def test_plan_of_the_quick_form_is_within_eight_minutes_and_the_full_within_45() -> None:
     for quick, most_min in ((True, 8), (False, 45)):
         steps = evidence.plan(claims.find_claims(quick=quick), quick)

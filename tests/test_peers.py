@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -42,6 +43,11 @@ class Pair:
         return httpx.get(self.backend.ready_url, timeout=10, trust_env=False).status_code
 
 
+def stop(pair: Pair, name: str) -> None:
+    """Stop a server of a pair, or what has taken its place."""
+    launch.stop_server(getattr(pair, name))
+
+
 @pytest.fixture(scope="module", params=[peers.TRANSFORMERS_SERVE, *peers.PACKAGES])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     cache_dir = settings.read_settings().cache_dir
@@ -52,19 +58,19 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     url = f"http://{launch.HOST}:{launch.find_free_port()}"
     where = ["--host", launch.HOST, "--port", url.rpartition(":")[2]]
     command = [*peer.command, *where]
-    server = launch.start_server(peer.name, command, url, peer.ready_path, peer.environment)
     asked = {"CHATBOT_ENGINE": "openai", "CHATBOT_ENGINE_URL": f"{url}/v1"}
     asked["CHATBOT_MODEL"] = peer.model if peer.name == peers.TRANSFORMERS_SERVE else ""
     asked = {name: value for name, value in asked.items() if value}
-    backend = launch.start_backend(asked | {"CHATBOT_REPLY_TIMEOUT_S": str(REPLY_S)})
-    running = Pair(server, backend)
-    try:
-        for each in (server, backend):
+    asked["CHATBOT_REPLY_TIMEOUT_S"] = str(REPLY_S)
+    with ExitStack() as stack:
+        server = launch.start_server(peer.name, command, url, peer.ready_path, peer.environment)
+        running = Pair(server, server)
+        stack.callback(stop, running, "server")
+        running.backend = launch.start_backend(asked)
+        stack.callback(stop, running, "backend")
+        for each in (server, running.backend):
             launch.wait_until_ready(each, READY_S)
         yield running
-    finally:
-        for each in (running.server, running.backend):
-            launch.stop_server(each)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -121,14 +127,20 @@ def test_wrong_body_never_reaches_the_server(pair: Pair) -> None:
 
 def test_who_leaves_stops_the_reply(pair: Pair) -> None:
     url, body = f"{pair.backend.url}/chat/stream", {"user_input": LONG}
-    with httpx.stream("POST", url, json=body, timeout=REPLY_S, trust_env=False) as answer:
-        next(answer.iter_lines())
 
     def idle() -> bool:
         told = httpx.get(f"{pair.backend.url}/metrics", trust_env=False).text
         return "\nchatbot_replies_in_flight 0.0\n" in told
 
+    began = time.monotonic()
+    assert pair.events(**body)[-1][0] == "done"
+    whole_s = time.monotonic() - began
+    with httpx.stream("POST", url, json=body, timeout=REPLY_S, trust_env=False) as answer:
+        next(answer.iter_lines())
+        assert not idle()
+    began = time.monotonic()
     wait_until(idle)
+    assert time.monotonic() - began < whole_s / 2
     assert pair.post("/chat", user_input="Hello!", options={"max_new_tokens": 4}).json()
 
 

@@ -1,12 +1,9 @@
 """Replicas of the backend on Ray Serve: sessions, leaving, a killed replica, an update."""
 
 import importlib.util
-import json
-import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +22,7 @@ import chatbot_arch.engines.protocol as protocol
 import chatbot_arch.engines.remote as remote
 import chatbot_arch.measure.clusters as clusters
 import chatbot_arch.measure.launch as launch
+import chatbot_arch.measure.load as load
 
 CONFIG = ROOT / "deploy" / "serve.yaml"
 CONFIGS = (CONFIG, ROOT / "deploy" / "serve-gpu.yaml")
@@ -60,11 +58,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the config of one machine with the fake engine and a request to spare per replica."""
+    """Write the config of one machine with the fake engine; a replica takes 4, and 4 wait."""
     content = yaml.safe_load(CONFIG.read_text())
     [application] = content["applications"]
     application["runtime_env"]["env_vars"] |= FAKE
-    application["deployments"][0] |= {"num_replicas": REPLICAS, "max_ongoing_requests": 12}
+    application["deployments"][0] |= {
+        "num_replicas": REPLICAS,
+        "max_ongoing_requests": 12,
+    }  # so that `/metrics` is answered, too
     path = tmp_path_factory.mktemp("cluster") / "serve.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -76,8 +77,7 @@ def cluster(config: Path) -> Iterator[launch.Server]:
     server = launch.start_cluster(config, {})
     try:
         launch.wait_until_ready(server, READY_S)
-        each = "chatbot_reply_seconds_created"
-        wait_until(lambda: len({metric(server.url, each, str(n)) for n in range(12)}) == REPLICAS)
+        clusters.wait_for(server.url, lambda found: len(found) == REPLICAS)
         yield server
     finally:
         launch.stop_server(server)
@@ -91,9 +91,9 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.1)
 
 
-def replicas(server: launch.Server) -> list[psutil.Process]:
-    """Return the processes of the replicas, as Ray names them."""
-    return [each for each in server.processes() if "ServeReplica" in "".join(each.cmdline())]
+def replicas(server: launch.Server) -> list[int]:
+    """Return the numbers of the replicas' processes."""
+    return clusters.Cluster(server, "fake", {}).pids("chatbot")
 
 
 def metric(url: str, name: str, session: str = "") -> float:
@@ -102,6 +102,11 @@ def metric(url: str, name: str, session: str = "") -> float:
     answer = httpx.get(f"{url}/metrics", headers=headers, trust_env=False, timeout=30)
     lines = answer.raise_for_status().text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def owner(server: launch.Server, session: str) -> float:
+    """Return when the replica that takes a session's requests was started."""
+    return metric(server.url, "chatbot_reply_seconds_created", session)
 
 
 def stream(url: str, question: str, session: str = "") -> str:
@@ -174,8 +179,7 @@ def test_contract_holds_through_the_router(cluster: launch.Server) -> None:
 
 def test_session_keeps_its_replica_and_sessions_use_both(cluster: launch.Server) -> None:
     started = {
-        session: {metric(cluster.url, "chatbot_reply_seconds_created", session) for _ in range(5)}
-        for session in map(str, range(12))
+        session: {owner(cluster, session) for _ in range(5)} for session in map(str, range(12))
     }
     assert all(len(times) == 1 for times in started.values())
     assert len(set.union(*started.values())) == REPLICAS
@@ -210,33 +214,38 @@ def test_full_cluster_answers_429_with_retry_after(cluster: launch.Server, confi
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {answer.status_code for answer in answers} == {200, 429}
     assert all(answer.headers["Retry-After"].isdecimal() for answer in refused)
+    kinds = {answer.headers["Content-Type"].partition(";")[0] for answer in refused}
+    assert kinds > {"application/problem+json"}, "the router refuses, too, not only a replica"
 
 
 def test_killed_replica_loses_only_its_replies_and_is_replaced(cluster: launch.Server) -> None:
+    owners = {session: owner(cluster, session) for session in map(str, range(16))}
+    assert len(set(owners.values())) == REPLICAS
     with ThreadPoolExecutor(16) as pool:
-        asked = [
-            pool.submit(stream, cluster.url, "/echo " + "word " * 100, str(each))
-            for each in range(16)
-        ]
-        time.sleep(1)  # replies are under way: each takes two seconds
-        victim = replicas(cluster)[0]
-        victim.kill()
-        ends = [each.result() for each in asked]
-    assert ends.count("done") >= SLOTS, ends
+        asked = {
+            session: pool.submit(stream, cluster.url, "/echo " + "word " * 100, session)
+            for session in owners
+        }
+        for session in {each: session for session, each in owners.items()}.values():
+            wait_until(lambda s=session: metric(cluster.url, "chatbot_replies_in_flight ", s))
+        psutil.Process(replicas(cluster)[0]).kill()
+        ends = {session: each.result() for session, each in asked.items()}
+    broken = {session for session, end in ends.items() if end not in ("done", "429")}
+    assert len({owners[session] for session in broken}) == 1, ends
     wait_until(lambda: len(replicas(cluster)) == REPLICAS)
     wait_until(lambda: {stream(cluster.url, "/echo on", str(n)) for n in range(8)} == {"done"})
 
 
 def test_replica_whose_engine_died_is_replaced(cluster: launch.Server) -> None:
     wait_until(lambda: len(replicas(cluster)) == REPLICAS)
-    before = {each.pid for each in replicas(cluster)}
+    before = set(replicas(cluster))
     assert stream(cluster.url, "/die", "dying") != "done"
-    wait_until(lambda: {each.pid for each in replicas(cluster)} - before)
+    wait_until(lambda: set(replicas(cluster)) - before)
     wait_until(lambda: len(replicas(cluster)) == REPLICAS)
     wait_until(lambda: stream(cluster.url, "/echo on", "dying") == "done")
 
 
-def test_page_is_told_when_its_replica_dies(
+def test_page_is_told_when_all_replicas_die(
     cluster: launch.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHATBOT_BACKEND_URL", cluster.url)
@@ -245,7 +254,7 @@ def test_page_is_told_when_its_replica_dies(
     pieces = answerer.stream(talk, protocol.Options(), protocol.Stop())
     assert next(pieces)
     for victim in replicas(cluster):
-        victim.kill()
+        psutil.Process(victim).kill()
     with pytest.raises(remote.BackendError, match="broke off"):
         list(pieces)
     wait_until(lambda: stream(cluster.url, "/echo on") == "done")
@@ -270,7 +279,7 @@ def page_url(cluster: launch.Server) -> Iterator[str]:
         launch.stop_server(server)
 
 
-def test_six_questions_on_a_page_and_its_replica_killed_in_the_seventh(
+def test_six_questions_on_a_page_and_all_replicas_killed_in_the_seventh(
     browser: Browser, hosts: list[str], cluster: launch.Server, page_url: str
 ) -> None:
     wait_until(lambda: len(replicas(cluster)) == REPLICAS)
@@ -283,7 +292,7 @@ def test_six_questions_on_a_page_and_its_replica_killed_in_the_seventh(
         tabs.ask(page, tabs.SLOWLY)
         shown = tabs.expect_growing(page)
         for victim in replicas(cluster):
-            victim.kill()
+            psutil.Process(victim).kill()
         expect(page.get_by_text("broke off").first).to_be_visible()
         tabs.expect_kept(page, shown, "Broken off here.")
         wait_until(lambda: len(replicas(cluster)) == REPLICAS)
@@ -291,58 +300,24 @@ def test_six_questions_on_a_page_and_its_replica_killed_in_the_seventh(
         tabs.ask(page, "still there?")
         answered = tabs.message(page, 1).get_by_text("still there?", exact=True)
         expect(answered).to_be_visible()
+        kept = tabs.turns(reversed(questions))
+        for position, text in enumerate(kept, 4):
+            expect(tabs.message(page, position).get_by_text(text, exact=True)).to_be_visible()
 
 
-def address_of(server: launch.Server) -> dict[str, str]:
-    """Return the variables by which a second shell reaches the cluster, as its log tells them."""
-    told = next(x for x in server.log.read_text().splitlines() if x.startswith("Update:"))
-    return dict(re.findall(r"(RAY_A\w+)=(\S+)", told))
-
-
-def test_update_under_load_fails_no_request(
-    cluster: launch.Server, config: Path, tmp_path: Path
-) -> None:
-    wait_until(lambda: len(replicas(cluster)) == REPLICAS)
-    before = {each.pid for each in replicas(cluster)}
+def test_update_under_load_fails_no_request(cluster: launch.Server, config: Path) -> None:
     content: dict[str, Any] = yaml.safe_load(config.read_text())
-    content["applications"][0]["runtime_env"]["env_vars"]["CHATBOT_SYSTEM_PROMPT"] = "Be brief."
-    content["http_options"]["port"] = int(cluster.url.rpartition(":")[2])
-    changed = tmp_path / "changed.yaml"
-    changed.write_text(yaml.safe_dump(content))
-    over, ends = threading.Event(), []
+    running = clusters.Cluster(cluster, "fake", content)
+    clusters.wait_for(cluster.url, lambda found: len(found) == REPLICAS)
+    before = clusters.answering(cluster.url)
 
-    def ask(number: int) -> None:
-        turn = 0
-        while not over.is_set():
-            ends.append(stream(cluster.url, "/echo " + "word " * 20, f"{number} {turn}"))
-            turn += 1
+    def update() -> None:
+        clusters.hand_over(running, "chatbot", CHATBOT_SYSTEM_PROMPT="Be brief.")
+        clusters.wait_for(cluster.url, lambda found: len(found) == REPLICAS and not found & before)
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    try:
-        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"} | address_of(cluster)
-        serve = Path(sys.executable).with_name("serve")
-        done = subprocess.run(
-            [serve, "run", "--non-blocking", changed],
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_S,
-            env=environment,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        wait_until(
-            lambda: (
-                len(replicas(cluster)) == REPLICAS
-                and not before & {each.pid for each in replicas(cluster)}
-            )
-        )
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join(DEADLINE_S)
-    assert set(ends) == {"done"}, json.dumps(ends)
-    assert len(ends) > 8
+    seen = load.ask_during(cluster.url, 8, "/echo " + "word " * 20, update)
+    assert not seen.failed
+    assert len(seen.ended) > 8
 
 
 def test_stopped_cluster_leaves_no_process(config: Path) -> None:

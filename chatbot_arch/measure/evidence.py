@@ -64,12 +64,12 @@ SECONDS: dict[str, tuple[float, float]] = {
     "disconnect, fake": (4, 4),
     "sticky, fake": (8, 8),
     "size, fake": (1, 1),
-    "ray_replicas, fake": (0, 200),
-    "ray_replicas, llamacpp": (0, 300),
-    "ray_proxy, fake": (0, 150),
+    "ray_replicas, fake": (0, 255),
+    "ray_proxy, fake": (0, 196),
     "ray_kill, fake": (0, 300),
-    "ray_update, fake": (0, 120),
-    "ray_sessions, llamacpp": (0, 150),
+    "ray_update, fake": (0, 59),
+    "ray_replicas, llamacpp": (0, 229),
+    "ray_sessions, llamacpp": (0, 177),
 }
 
 # %% ../../nbs/measure/evidence.ipynb #plan
