@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pandas as pd
 import pytest
-from committed import committed_results, read_committed
+from committed import ROOT, committed_results, read_committed
 
 import chatbot_arch.measure.claims as claims
 import chatbot_arch.measure.evidence as evidence
@@ -332,7 +332,7 @@ def test_two_committed_runs_are_apart_and_contradict_each_other_nowhere(
 
 
 def test_page_on_clusters_says_what_both_runs_measured() -> None:
-    page = read_committed("../docs/cluster.md")
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
     later, back, lost, stays = [], [], set(), []
     for name in ("clusters-first", "clusters"):
         frame = pd.read_csv(io.StringIO(read_committed(f"{name}.csv")))
