@@ -237,7 +237,7 @@ def test_cluster_is_published_on_its_own_page(tmp_path: Path) -> None:
     assert publish.publish(stem, tmp_path) == [page]
     number = len(claims.CLUSTER)
     assert f"{number} of {number} verdicts are the same in both runs" in page.read_text()
-    assert "old" not in page.read_text()
+    assert "\nold\n" not in page.read_text()
 
 
 def test_quick_run_is_not_published(tmp_path: Path) -> None:
