@@ -98,8 +98,8 @@ def test_stream_ends_with_its_reason_and_counts(pair: Pair) -> None:
     assert {name for name, _ in pieces} <= {"token", "waiting"}
     assert len(pieces) > 5
     assert (event, done["reason"], done["engine"]) == ("done", "length", "openai")
-    assert done["prompt_tokens"] > 12
-    assert done["reply_tokens"] in (0, 12)  # 0: the server does not count
+    assert done["prompt_tokens"] is None or done["prompt_tokens"] > 12  # None: it does not count
+    assert done["reply_tokens"] in (None, 0, 12)
 
 
 def test_likeliest_words_are_the_same_each_time(pair: Pair) -> None:
@@ -136,7 +136,8 @@ def test_who_leaves_stops_the_reply(pair: Pair) -> None:
     assert pair.events(**body)[-1][0] == "done"
     whole_s = time.monotonic() - began
     with httpx.stream("POST", url, json=body, timeout=REPLY_S, trust_env=False) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # a generator that is collected closes the answer
+        next(lines)
         assert not idle()
     began = time.monotonic()
     wait_until(idle)
