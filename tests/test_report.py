@@ -240,6 +240,14 @@ def test_cluster_is_published_on_its_own_page(tmp_path: Path) -> None:
     assert "\nold\n" not in page.read_text()
 
 
+@pytest.mark.parametrize("name", ["claims-only", "clusters-only"])
+def test_part_of_a_run_is_not_published(tmp_path: Path, name: str) -> None:
+    results.write_json(CLUSTERED[0], tmp_path / f"{name}.json")
+    CLUSTERED[1].to_csv(tmp_path / f"{name}.csv", index=False)
+    with pytest.raises(results.MeasureError, match="all claims"):
+        publish.publish(tmp_path / name, tmp_path)
+
+
 def test_quick_run_is_not_published(tmp_path: Path) -> None:
     results.write_json(RUN | {"form": "quick"}, tmp_path / "claims.json")
     FRAME.to_csv(tmp_path / "claims.csv", index=False)
