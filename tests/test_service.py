@@ -468,6 +468,27 @@ def test_key_that_cannot_be_is_an_error_and_not_an_open_door(
         settings.read_settings()
 
 
+def test_secret_comes_from_its_file_unless_a_variable_is_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(settings, "SECRETS_FOLDER", tmp_path)
+    monkeypatch.setenv("CHATBOT_SYSTEM_PROMPT", str(tmp_path))  # nothing read before fits
+    (tmp_path / "chatbot_api_key").write_text("from-a-file\n", encoding="utf-8")
+    assert settings.read_settings().api_key.get_secret_value() == "from-a-file"
+    monkeypatch.setenv("CHATBOT_API_KEY", "from-a-variable")
+    assert settings.read_settings().api_key.get_secret_value() == "from-a-variable"
+
+
+def test_secret_that_cannot_be_read_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(settings, "SECRETS_FOLDER", tmp_path)
+    monkeypatch.setenv("CHATBOT_SYSTEM_PROMPT", str(tmp_path))
+    (tmp_path / "chatbot_api_key").write_bytes(b"\xff")
+    with pytest.raises(settings.SettingsError, match=f"A file in {tmp_path} cannot be read: "):
+        settings.read_settings()
+
+
 def ask_from_page(service: Service, monkeypatch: pytest.MonkeyPatch) -> replies.View:
     """Ask as the page does, with the settings as they are; return what it would show."""
     monkeypatch.setenv("CHATBOT_BACKEND_URL", service.url)

@@ -35,6 +35,11 @@ def explain_load(choice: settings.Settings, error: Exception) -> str:
             f"{name} is not a local folder, and the model hub did not provide it. Check the name, "
             "the network and, for a private model, HF_TOKEN; or unset CHATBOT_MODEL."
         )
+    if isinstance(error, ImportError):
+        return (
+            f"The {choice.engine} engine could not be loaded: {cause}. Install the library that is "
+            "missing (libgomp.so.1 is in the package libgomp1), or set another CHATBOT_ENGINE."
+        )
     remedy = (
         f"Delete {place} to rebuild it"
         if name == settings.EMBEDDED_MODEL
