@@ -34,8 +34,8 @@ test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/python tests/browser.py
 	$(BIN)/chatbot-fetch
 	CHATBOT_ENGINE=llamacpp $(BIN)/chatbot-fetch
-	$(if $(TIMEOUT),timeout 1200) $(BIN)/nbdev_test --skip_file_re '^07_' --n_workers 3
-	$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder --durations=15
+	$(if $(TIMEOUT),timeout 1200) $(BIN)/nbdev_test --skip_file_re '^07_' --n_workers 4
+	$(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=15
 
 test-more: $(INSTALLED)  ## what needs a package index or other programs, write results/test-more.json
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench,ray]'

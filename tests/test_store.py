@@ -102,14 +102,19 @@ def postgresql_folder() -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture
-def postgresql_url(postgresql_folder: Path) -> str:
-    """Return the URL of an empty PostgreSQL database of its own for each test."""
+def make_database(postgresql_folder: Path, options: str = "") -> str:
+    """Make an empty PostgreSQL database and return its URL."""
     server = f"postgresql://postgres@/postgres?host={postgresql_folder}"
     name = f"chats_{os.urandom(8).hex()}"
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(f"CREATE DATABASE {name} {options}")
     return f"postgresql://postgres@/{name}?host={postgresql_folder}"
+
+
+@pytest.fixture
+def postgresql_url(postgresql_folder: Path) -> str:
+    """Return the URL of an empty PostgreSQL database of its own for each test."""
+    return make_database(postgresql_folder)
 
 
 @pytest.fixture(params=DATABASES)
@@ -537,6 +542,13 @@ def test_a_server_that_cannot_be_reached_is_said_without_the_password(url: str) 
         )
         assert "secret" not in repr(raised.value)
     assert time.monotonic() - started < 10
+
+
+def test_a_database_without_an_encoding_keeps_text(postgresql_folder: Path) -> None:
+    without = "TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'"
+    with closing(Store(make_database(postgresql_folder, without))) as store:
+        store.keep_draft("c1", "me", "Wie heißt du? 🤖", {})
+        assert store.load("c1").draft == "Wie heißt du? 🤖"
 
 
 def test_a_server_that_refuses_is_said_with_its_reason(postgresql_url: str) -> None:

@@ -122,8 +122,9 @@ WATCH = """() => {
   const look = () => {
     const newest = turns().at(-1);
     if (started !== null && turns().length > before && newest) {
-      const frame = newest.querySelectorAll("iframe")[1];
-      const text = frame?.contentDocument?.body?.innerText.trim() ?? "";
+      const frame = newest.querySelectorAll("iframe")[1]; // or Streamlit's own messages
+      const own = newest.querySelectorAll("[data-testid='stChatMessageContent']")[1];
+      const text = (frame?.contentDocument?.body ?? own)?.innerText.trim() ?? "";
       if (text && text !== seen.text) {
         seen.text = text;
         seen.updates.push((performance.now() - started) / 1000);

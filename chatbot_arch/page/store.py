@@ -266,7 +266,8 @@ def postgresql_engine(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
     engine = sa.create_engine(
         url,
         pool_pre_ping=True,
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+        # A database made without a locale has no encoding, and would answer with bytes.
+        connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "client_encoding": "utf8"},
         hide_parameters=True,
     )
 
