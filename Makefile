@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TIMEOUT := $(shell command -v timeout)
 
-.PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages lab monolith microservices cluster outputs clean
+.PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages lab monolith microservices cluster outputs site clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -74,8 +74,14 @@ outputs: $(INSTALLED)  ## run all notebooks and keep their outputs, export, clea
 	find nbs -name '*.ipynb' -not -path '*/.*' -exec $(BIN)/jupyter execute --inplace --timeout=900 {} +
 	cd nbs && ../$(BIN)/nbdev_export && ../$(BIN)/nbdev_clean
 
+site: $(INSTALLED)  ## write the notebooks, the report and the docs as web pages to site/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,site]'
+	rm -rf build/site site
+	$(BIN)/sphinx-build -c docs/site -d build/site/read --quiet --fail-on-warning --keep-going -j auto . build/site/pages
+	mv build/site/pages site
+
 clean:  ## remove the virtual environment and what tools left; keep the fetched model
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info nbs/.last_checked
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info build/site site nbs/.last_checked
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 $(INSTALLED): pyproject.toml constraints.txt
