@@ -33,6 +33,7 @@ html_theme_options = {
         "color-brand-primary": "#1f5fa8",
         "color-brand-content": "#1f5fa8",
         "color-brand-visited": "#6b3fa0",
+        "color-code-background": "#f6f8fa",
     },
     "dark_css_variables": {
         "color-brand-primary": "#7db4f0",
@@ -41,16 +42,6 @@ html_theme_options = {
     },
     "top_of_page_buttons": [],
 }
-html_sidebars = {
-    "**": [
-        "sidebar/brand.html",
-        "sidebar/search.html",
-        "sidebar/scroll-start.html",
-        "sidebar/navigation.html",
-        "report.html",
-        "sidebar/scroll-end.html",
-    ]
-}
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 templates_path = ["templates"]
@@ -58,6 +49,7 @@ html_favicon = "static/favicon.svg"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
+html_show_copyright = False
 html_copy_source = False
 html_use_index = False
 html_permalinks_icon = "#"
