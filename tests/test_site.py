@@ -266,7 +266,7 @@ def test_pages_fit_a_phone(page: Page, pages: dict[str, Links]) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["index.html", NOTEBOOK, TABLES])
+@pytest.mark.parametrize("name", ["index.html", NOTEBOOK, TABLES, LAB])
 def test_pages_are_accessible(page: Page, name: str, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)
     page.goto(name)
@@ -279,13 +279,16 @@ def test_pages_are_accessible(page: Page, name: str, scheme: str) -> None:
     ]
 
 
-@pytest.mark.skipif(
-    not os.environ.get("CHATBOT_PICTURES"), reason="CHATBOT_PICTURES=1 takes the pictures"
+@pytest.mark.parametrize(
+    ("picture", "name", "width", "scheme"),
+    [("site", "nbs/03_monolith.html", 1280, "light"), ("site_phone", NOTEBOOK, PHONE_PX, "dark")],
 )
-def test_take_pictures(page: Page) -> None:
-    page.goto("nbs/03_monolith.html")
-    page.screenshot(path=PICTURES / "site.png")
-    page.set_viewport_size({"width": PHONE_PX, "height": 844})
-    page.emulate_media(color_scheme="dark")
-    page.goto(TABLES + "#verdicts")
-    page.screenshot(path=PICTURES / "site_phone.png")
+def test_pages_in_pictures(
+    page: Page, picture: str, name: str, width: int, scheme: str, tmp_path: Path
+) -> None:
+    page.set_viewport_size({"width": width, "height": 844})
+    page.emulate_media(color_scheme=scheme)
+    page.goto(name)
+    expect(page.locator("h1")).to_be_in_viewport()
+    folder = PICTURES if os.environ.get("CHATBOT_PICTURES") else tmp_path
+    page.screenshot(path=folder / f"{picture}.png")

@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 project = "chatbot-arch"
 html_title = project
 language = "en"
+smartquotes = False  # two hyphens of an option stay two
 root_doc = "README"
 include_patterns = [
     "README.md",

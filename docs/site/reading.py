@@ -33,6 +33,7 @@ KNOBS = (
     '<a href="{up}results/report.html#case">the report</a>.</em></p>'
 )
 LANGUAGES = {".html": "html+jinja", ".js": "javascript", ".css": "css", ".yaml": "yaml"}
+SMALLEST = 0.6  # of a diagram's own width; on a narrower page it is scrolled
 WINGS = ("engines", "page", "service", "measure", "ground")
 
 
@@ -131,7 +132,9 @@ def draw(source: str) -> str:
     label = re.sub(r"<[^>]*>", " ", "Diagram: " + ", ".join(words))
     role = f'role="img" aria-label="{html.escape(html.unescape(label))}"'
     svg = re.sub(r'role="graphics-document document"', role, svg, count=1)
-    return f'<div class="diagram">{svg}</div>'
+    width_px = float(re.search(r"max-width: ([\d.]+)px", svg)[1])
+    smallest = f"min-width: {SMALLEST * width_px:.0f}px; max-width:"
+    return f'<div class="diagram">{svg.replace("max-width:", smallest, 1)}</div>'
 
 
 def change_document(app: Sphinx, document: nodes.document) -> None:
