@@ -34,7 +34,6 @@ html_theme_options = {
         "color-brand-primary": "#1f5fa8",
         "color-brand-content": "#1f5fa8",
         "color-brand-visited": "#6b3fa0",
-        "color-code-background": "#f6f8fa",
     },
     "dark_css_variables": {
         "color-brand-primary": "#7db4f0",
