@@ -214,14 +214,22 @@ def test_pages_show_no_directives_of_nbdev(site: Path) -> None:
     assert "tag_exported" in monolith
 
 
-def test_build_fails_at_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[there](docs/nowhere.md)", "README.md:3: WARNING: .*target not found: 'docs/nowhere.md'"),
+        ("```mermaid\nflowchart LR\n  click --> a[b]\n```", "This diagram cannot be drawn.*line 2"),
+    ],
+)
+def test_build_fails_at_what_cannot_be_shown(tmp_path: Path, text: str, said: str) -> None:
     small, folder = tmp_path / "checkout", tmp_path / "built"
     shutil.copytree(SETTINGS, small / "docs" / "site")
-    (small / "README.md").write_text("# Title\n\n[there](docs/nowhere.md)\n")
+    (small / "README.md").write_text(f"# Title\n\n{text}\n")
     folder.mkdir()
     built = build(folder, small)
     assert built.returncode != 0
-    assert "nowhere" in built.stderr
+    assert re.search(said, built.stderr), built.stderr
+    assert "Traceback" not in built.stderr
 
 
 def test_search_finds_a_word(page: Page) -> None:

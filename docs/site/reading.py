@@ -18,6 +18,9 @@ import mermaidx
 from docutils import nodes
 from sphinx.addnodes import download_reference
 from sphinx.application import Sphinx
+from sphinx.util.logging import getLogger
+
+logger = getLogger(__name__)
 
 Cell = dict[str, Any]
 
@@ -143,7 +146,10 @@ def change_document(app: Sphinx, document: nodes.document) -> None:
         if written := re.match(r"%%writefile \S+(\.\w+)", block.astext()):
             block["language"] = LANGUAGES.get(written[1], block["language"])
         if block.get("language") == "mermaid":
-            block.replace_self(nodes.raw("", draw(block.astext()), format="html"))
+            try:
+                block.replace_self(nodes.raw("", draw(block.astext()), format="html"))
+            except RuntimeError as error:  # what mermaidx raises for a mistake in the source
+                logger.warning("This diagram cannot be drawn. %s", error, location=block)
     folder = PurePosixPath(app.env.docname).parent
     for link in list(document.findall(download_reference)):
         target, _, part = link["reftarget"].partition("#")
