@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+WITH_SITE := .venv/.with_site
 TIMEOUT := $(shell command -v timeout)
 
-.PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages lab monolith microservices cluster outputs clean
+.PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages lab monolith microservices cluster outputs site clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -38,7 +39,7 @@ test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=15
 
 test-more: $(INSTALLED)  ## what needs a package index or other programs, write results/test-more.json
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench,ray]'
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench,ray,site]'
 	$(BIN)/python tests/more.py
 
 bench-engines: $(INSTALLED)  ## compare our backend with other servers, write results/engines.* and docs/engines.md
@@ -74,12 +75,21 @@ outputs: $(INSTALLED)  ## run all notebooks and keep their outputs, export, clea
 	find nbs -name '*.ipynb' -not -path '*/.*' -exec $(BIN)/jupyter execute --inplace --timeout=900 {} +
 	cd nbs && ../$(BIN)/nbdev_export && ../$(BIN)/nbdev_clean
 
+site: $(WITH_SITE)  ## write the notebooks, the report and the docs as web pages to site/
+	rm -rf build/site site
+	$(BIN)/sphinx-build -c docs/site -d build/site/read --quiet --fail-on-warning --keep-going -j auto . build/site/pages
+	mv build/site/pages site
+
 clean:  ## remove the virtual environment and what tools left; keep the fetched model
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info nbs/.last_checked
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info build/site site nbs/.last_checked
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(WITH_SITE): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,site]'
 	@touch $@
