@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 WITH_SITE := .venv/.with_site
 TIMEOUT := $(shell command -v timeout)
 
-.PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages lab monolith microservices cluster outputs site clean
+.PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages images lab monolith microservices cluster outputs site clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,8 @@ test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/python tests/check_sync.py
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/compose-lint check --quiet deploy/compose.yaml
 	$(BIN)/python tests/browser.py
 	$(BIN)/chatbot-fetch
 	CHATBOT_ENGINE=llamacpp $(BIN)/chatbot-fetch
@@ -39,7 +41,7 @@ test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=15
 
 test-more: $(INSTALLED)  ## what needs a package index or other programs, write results/test-more.json
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench,ray,site]'
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench,containers,ray,site]'
 	$(BIN)/python tests/more.py
 
 bench-engines: $(INSTALLED)  ## compare our backend with other servers, write results/engines.* and docs/engines.md
@@ -52,6 +54,9 @@ bench-backend: $(INSTALLED)  ## measure the backend under load, write results/ba
 
 bench-pages: $(INSTALLED)  ## measure many pages at once, write results/pages.json
 	$(BIN)/chatbot-bench-pages
+
+images: $(INSTALLED)  ## build the container images with docker or podman, start each once, write results/images.json
+	$(BIN)/chatbot-images $(IMAGES_OPTIONS)
 
 # With defaults of its own: live pages stay attached when they are scrolled out of view.
 lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH))

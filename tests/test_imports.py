@@ -238,6 +238,7 @@ MAY_IMPORT = {
     },
     "measure.bench_backend": {"engines.protocol", "measure.launch", "measure.results"},
     "measure.bench_pages": {"measure.launch", "measure.users", "measure.results"},
+    "measure.images": {"measure.launch", "measure.outside", "measure.publish", "measure.results"},
     "measure.clients": {"engines.protocol", "measure.results"},
     "measure.peers": {
         "engines.continuous",
