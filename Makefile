@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TIMEOUT := $(shell command -v timeout)
 
-.PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages lab monolith microservices cluster outputs clean
+.PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages lab monolith microservices cluster react outputs clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -70,11 +70,20 @@ cluster: $(INSTALLED)  ## run replicas of the backend on Ray Serve until Ctrl-C
 	$(BIN)/chatbot-fetch
 	$(BIN)/chatbot-cluster
 
+# Its types come from the backend in this checkout, so a change of the contract ends here in an error.
+REACT ?= swaps/react
+react: $(INSTALLED)  ## build the page in React into swaps/react/dist; asks VITE_BACKEND_URL
+	@command -v npm > /dev/null || { echo 'make react needs npm, which comes with Node. Install Node 20.19 or newer, then try again.'; exit 1; }
+	cd $(REACT) && npm ci
+	$(BIN)/python -c 'import json, chatbot_arch.backend as b; print(json.dumps(b.app.openapi()))' | node $(REACT)/contract.mjs
+	cd $(REACT) && npm run build
+
 outputs: $(INSTALLED)  ## run all notebooks and keep their outputs, export, clean
 	find nbs -name '*.ipynb' -not -path '*/.*' -exec $(BIN)/jupyter execute --inplace --timeout=900 {} +
 	cd nbs && ../$(BIN)/nbdev_export && ../$(BIN)/nbdev_clean
 
 clean:  ## remove the virtual environment and what tools left; keep the fetched model
+	rm -rf swaps/*/node_modules swaps/react/dist
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info nbs/.last_checked
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
