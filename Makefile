@@ -72,7 +72,7 @@ cluster: $(INSTALLED)  ## run replicas of the backend on Ray Serve until Ctrl-C
 
 # Its types come from the backend in this checkout, so a change of the contract ends here in an error.
 REACT ?= swaps/react
-react: $(INSTALLED)  ## build the page in React into swaps/react/dist; asks VITE_BACKEND_URL
+react: $(INSTALLED)  ## build the page in React, for the backend at VITE_BACKEND_URL, into swaps/react/dist
 	@command -v npm > /dev/null || { echo 'make react needs npm, which comes with Node. Install Node 20.19 or newer, then try again.'; exit 1; }
 	cd $(REACT) && npm ci
 	$(BIN)/python -c 'import json, chatbot_arch.backend as b; print(json.dumps(b.app.openapi()))' | node $(REACT)/contract.mjs

@@ -432,7 +432,8 @@ def test_pictures_show_the_page_as_it_is(
 ) -> None:
     taken = bool(os.environ.get("CHATBOT_PICTURES"))
     folder = PICTURES if taken else tmp_path
-    engine = {"CHATBOT_ENGINE": "llamacpp" if taken else "fake", "CHATBOT_FAKE_TOKEN_S": "0.05"}
+    engine = {"CHATBOT_ENGINE": "llamacpp" if taken else "fake"}
+    long = "What is a microservice?" if taken else f"/echo {SLOWLY}"
     size = {"width": 800, "height": 620}
     with (
         start_backend(backend_url, origin, **engine) as server,
@@ -442,7 +443,7 @@ def test_pictures_show_the_page_as_it_is(
         tab.goto(origin)
         ask(tab, "What is a monolith in software architecture? Answer in one sentence.")
         expect(tab.get_by_role("button", name="Ask again")).to_be_visible()
-        ask(tab, "What is a microservice?")
+        ask(tab, long)
         expect(newest_reply(tab)).to_have_text(re.compile(r".{150}", re.DOTALL))
         tab.screenshot(path=folder / "react_answering.png")
         press(tab, "Stop")
