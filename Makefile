@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 WITH_SITE := .venv/.with_site
 TIMEOUT := $(shell command -v timeout)
 
-.PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages images lab monolith microservices cluster outputs site clean
+.PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages images lab monolith microservices cluster react outputs site clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -76,6 +76,14 @@ cluster: $(INSTALLED)  ## run replicas of the backend on Ray Serve until Ctrl-C
 	$(BIN)/chatbot-fetch
 	$(BIN)/chatbot-cluster
 
+# Its types come from the backend in this checkout, so a change of the contract ends here in an error.
+REACT ?= swaps/react
+react: $(INSTALLED)  ## build the page in React, for the backend at VITE_BACKEND_URL, into swaps/react/dist
+	@command -v npm > /dev/null || { echo 'make react needs npm, which comes with Node. Install Node 20.19 or newer, then try again.'; exit 1; }
+	cd $(REACT) && npm ci
+	$(BIN)/python -c 'import json, chatbot_arch.backend as b; print(json.dumps(b.app.openapi()))' | node $(REACT)/contract.mjs
+	cd $(REACT) && npm run build
+
 outputs: $(INSTALLED)  ## run all notebooks and keep their outputs, export, clean
 	find nbs -name '*.ipynb' -not -path '*/.*' -exec $(BIN)/jupyter execute --inplace --timeout=900 {} +
 	cd nbs && ../$(BIN)/nbdev_export && ../$(BIN)/nbdev_clean
@@ -86,6 +94,7 @@ site: $(WITH_SITE)  ## write the notebooks, the report and the docs as web pages
 	mv build/site/pages site
 
 clean:  ## remove the virtual environment and what tools left; keep the fetched model
+	rm -rf swaps/*/node_modules swaps/react/dist
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info build/site site nbs/.last_checked
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 

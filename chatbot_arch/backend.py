@@ -170,7 +170,7 @@ async def llm_response(
 @router.post(  # not EventSourceResponse, by which FastAPI would take the route for a generator
     "/chat/stream",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}}} | REFUSALS,
+    responses=events.declare() | REFUSALS,
 )
 async def stream_llm_response(
     conversation_history: ConversationHistory, request: reply.OpenRequest

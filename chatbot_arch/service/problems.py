@@ -7,7 +7,7 @@ __all__ = ['NOT_BLANK', 'Switch', 'Words', 'KINDS', 'FAILED', 'V1', 'NAME', 'MAX
            'require_switch', 'FieldError', 'Problem', 'Fault', 'FullError', 'ClientFullError', 'EndingError',
            'NoModelError', 'SurpriseError', 'LeftError', 'Kind', 'fault_of', 'as_problem', 'as_openai_error',
            'route_path', 'request_id', 'answer', 'name_field', 'find_errors', 'explain_error', 'explain_fields',
-           'too_large', 'explain_status', 'explain_all', 'declare']
+           'too_large', 'explain_status', 'explain_all', 'problem_schema', 'declare']
 
 # %% ../../nbs/service/problems.ipynb #imports
 import re
@@ -272,13 +272,18 @@ def explain_all(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, explain_status)
 
 # %% ../../nbs/service/problems.ipynb #schema
+def problem_schema() -> dict[str, Any]:
+    """Return the schema of a problem without references, which would not resolve in an OpenAPI."""
+    shape = Problem.model_json_schema()
+    shape["properties"]["errors"]["items"] = shape.pop("$defs")["FieldError"]
+    return shape
+
+
 def declare(*statuses: int, v1: bool = False) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI responses for the errors that a route can answer."""
     openai = {"type": "object", "required": ["error"], "properties": {"error": {"type": "object"}}}
-    shape = openai if v1 else Problem.model_json_schema()
+    shape = openai if v1 else problem_schema()
     media = "application/json" if v1 else "application/problem+json"
-    if not v1:  # one schema by itself: a reference would not resolve here
-        shape["properties"]["errors"]["items"] = shape.pop("$defs")["FieldError"]
     content = {media: {"schema": shape}}
     told: dict[int | str, str] = {status: HTTPStatus(status).phrase for status in statuses}
     if v1:
