@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ import chatbot_arch.settings as settings
 
 FOLDER = ROOT / "swaps" / "bentoml"
 BUILD_S, READY_S, DEADLINE_S = 600, 120, 60
+BENTOML_S = 60  # its own limit for the first byte of an answer
+IN_FLIGHT = "chatbot_replies_in_flight {}.0"
 FAKE = {"CHATBOT_ENGINE": "fake", "CHATBOT_FAKE_TOKEN_S": "0.02"}
 WORKER = "_bentoml_impl.worker.service"
 
@@ -267,7 +270,19 @@ def test_leaving_frees_the_slot(service: launch.Server) -> None:
     wait_until(lambda: metric(service, "chatbot_replies_in_flight") == IN_FLIGHT.format(0))
 
 
-IN_FLIGHT = "chatbot_replies_in_flight {}.0"
+def test_reply_may_begin_after_bentomls_own_limit(start: Start) -> None:
+    late = {"CHATBOT_FAKE_TOKEN_S": str(BENTOML_S + 3)}
+    with (
+        start("service:Chatbot", **late) as service,
+        start("native:Native", "/readyz", **late) as native,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        waiting = [
+            pool.submit(post, server, "/chat", "/echo hi", timeout=2 * BENTOML_S)
+            for server in (service, native)
+        ]
+        statuses = [each.result().status_code for each in waiting]
+    assert statuses == [200, 504]
 
 
 def test_metrics_have_each_series_once(service: launch.Server) -> None:
