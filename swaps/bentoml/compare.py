@@ -64,7 +64,9 @@ def show(values: list[float]) -> str:
 def main() -> None:
     """Print one row for each measure, then start and memory."""
     if not PROGRAMS.exists():
-        sys.exit(f"There is no environment in {PROGRAMS.parent}. README.md here says how to make it.")
+        sys.exit(
+            f"There is no environment in {PROGRAMS.parent}. README.md here says how to make it."
+        )
     print(f"n = {ROUNDS - 1}, medians (smallest to largest), {psutil.cpu_count()} cores")
     with ExitStack() as stack:
         home = stack.enter_context(TemporaryDirectory())
