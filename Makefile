@@ -1,9 +1,14 @@
 # Everything a fresh machine needs is Python 3.11 or newer, make and a package index.
-PYTHON ?= python3
-BIN := .venv/bin
+WINDOWS := $(filter Windows_NT,$(OS))
+PYTHON ?= $(if $(WINDOWS),python,python3)
+BIN := .venv/$(if $(WINDOWS),Scripts,bin)
 INSTALLED := .venv/.installed
 WITH_SITE := .venv/.with_site
-TIMEOUT := $(shell command -v timeout)
+TIMEOUT := $(if $(WINDOWS),,$(shell command -v timeout))
+# With uv if it is found, else with pip: `make UV=` takes pip.
+INSTALL := $(BIN)/python deploy/install.py
+# Notebooks, results and settings are UTF-8, whatever the machine's own encoding.
+export PYTHONUTF8 := 1
 
 .PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages images lab monolith microservices cluster react outputs site clean
 
@@ -17,7 +22,7 @@ compare-full: $(INSTALLED)  ## judge all claims, in 45 minutes; write README.md 
 	$(BIN)/chatbot-compare --full --publish .
 
 compare-cluster: $(INSTALLED)  ## judge the claims about replicas on Ray Serve, write docs/cluster.md, too
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'
+	$(INSTALL) dev,ray
 	$(BIN)/chatbot-compare --cluster --publish .
 
 sabotage: $(INSTALLED)  ## break the code on purpose, see which claims notice, write results/sabotage.json
@@ -41,11 +46,11 @@ test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=15
 
 test-more: $(INSTALLED)  ## what needs a package index or other programs, write results/test-more.json
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench,containers,ray,site]'
+	-$(INSTALL) dev,bench,containers,ray,site
 	$(BIN)/python tests/more.py
 
 bench-engines: $(INSTALLED)  ## compare our backend with other servers, write results/engines.* and docs/engines.md
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	$(INSTALL) dev,bench
 	$(BIN)/chatbot-bench-engines --publish .
 
 bench-backend: $(INSTALLED)  ## measure the backend under load, write results/backend.json
@@ -72,7 +77,7 @@ microservices: $(INSTALLED)  ## run backend and front end until Ctrl-C
 	$(BIN)/chatbot-launch microservices
 
 cluster: $(INSTALLED)  ## run replicas of the backend on Ray Serve until Ctrl-C
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'
+	$(INSTALL) dev,ray
 	$(BIN)/chatbot-fetch
 	$(BIN)/chatbot-cluster
 
@@ -100,10 +105,9 @@ clean:  ## remove the virtual environment and what tools left; keep the fetched 
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PYTHON) deploy/install.py dev
 	@touch $@
 
 $(WITH_SITE): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,site]'
+	$(INSTALL) dev,site
 	@touch $@
