@@ -1,4 +1,4 @@
-"""How long a machine takes from a fresh clone to a page that answers: `make monolith`, from nothing.
+"""How long it takes from a fresh clone to a page that answers: `make monolith`, from nothing.
 
 Clones this checkout's last commit, and lets pip and uv in turns begin with empty caches and without
 the model. Writes results/install.json. Needs uv on the path.
@@ -31,11 +31,17 @@ STEPS = {"chatbot-fetch": "installed_s", "chatbot-launch": "fetched_s"}  # what 
 LONGEST_S = 900
 
 
+def run(*command: str) -> str:
+    """Run a command; return what it printed."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 @contextlib.contextmanager
 def make_monolith(clone: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     """Run `make monolith` in a clone, and end it as Ctrl-C does."""
+    command = ["make", "monolith"]
     process = subprocess.Popen(
-        ["make", "monolith"],
+        command,
         cwd=clone,
         env=environment,
         stdout=subprocess.PIPE,
@@ -54,7 +60,7 @@ def measure(uv: str, folder: Path) -> dict[str, float]:
     """Return the seconds from a fresh clone to each step, the answer of the page being the last."""
     began = time.monotonic()
     clone, rows = folder / "clone", dict[str, float]()
-    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    run("git", "clone", "--quiet", str(ROOT), str(clone))
     caches = {name: str(folder / name) for name in CACHES}
     given = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
     own = {"UV": uv, "MAKEFLAGS": "", "CHATBOT_DATABASE_URL": "sqlite://"}
@@ -91,20 +97,13 @@ def main() -> None:
                 row = measure(program, Path(folder))
             rows.append({"round": number + 1, "installer": installer, **row})
             print(rows[-1], flush=True)
-    version = subprocess.run([uv, "--version"], check=True, capture_output=True, text=True).stdout
     content = {
         "command": "python tests/first_page.py",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": results.describe_machine(),
-        "versions": {"uv": version.split()[1]} | results.describe_versions(),
+        "versions": {"uv": run(uv, "--version").split()[1]} | results.describe_versions(),
         "index": options.index,
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip(),
+        "commit": run("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
         "rounds": rows,
     }
     results.write_json(content, RESULT)
