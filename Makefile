@@ -3,6 +3,8 @@ WINDOWS := $(filter Windows_NT,$(OS))
 PYTHON ?= $(if $(WINDOWS),python,python3)
 BIN := .venv/$(if $(WINDOWS),Scripts,bin)
 INSTALLED := .venv/.installed
+# The apps need a part of that: enough until more is installed.
+RUNNABLE := $(or $(wildcard $(INSTALLED)),.venv/.runnable)
 WITH_SITE := .venv/.with_site
 TIMEOUT := $(if $(WINDOWS),,$(shell command -v timeout))
 # With uv if it is found, else with pip: `make UV=` takes pip.
@@ -65,14 +67,16 @@ images: $(INSTALLED)  ## build the container images with docker or podman, start
 
 # With defaults of its own: live pages stay attached when they are scrolled out of view.
 lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH))
+# On GitHub Codespaces, the browser's host name is not that which JupyterLab sees.
+LAB_ORIGIN := https://$(CODESPACE_NAME)-8888.$(or $(GITHUB_CODESPACES_PORT_FORWARDING_DOMAIN),app.github.dev)
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS) nbs/index.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' $(if $(filter 0,$(shell id -u)),--allow-root) $(if $(CODESPACE_NAME),--no-browser --ServerApp.allow_origin='$(LAB_ORIGIN)') $(LAB_OPTIONS) nbs/index.ipynb
 
-monolith: $(INSTALLED)  ## run the monolith until Ctrl-C
+monolith: $(RUNNABLE)  ## run the monolith until Ctrl-C
 	$(BIN)/chatbot-fetch
 	$(BIN)/chatbot-launch monolith
 
-microservices: $(INSTALLED)  ## run backend and front end until Ctrl-C
+microservices: $(RUNNABLE)  ## run backend and front end until Ctrl-C
 	$(BIN)/chatbot-fetch
 	$(BIN)/chatbot-launch microservices
 
@@ -103,9 +107,11 @@ clean:  ## remove the virtual environment and what tools left; keep the fetched 
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info build/site site nbs/.last_checked
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): PARTS = dev
+.venv/.runnable: PARTS = apps
+$(INSTALLED) .venv/.runnable: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
-	$(PYTHON) deploy/install.py dev
+	$(PYTHON) deploy/install.py $(PARTS)
 	@touch $@
 
 $(WITH_SITE): $(INSTALLED)

@@ -66,9 +66,9 @@ def install(parts: str, folder: Path) -> int:
     python, wanted = find_python(folder), f"{ROOT}[{parts}]"
     what = ["--constraint", str(ROOT / "constraints.txt"), "--editable", wanted]
     uv = shutil.which(os.environ.get("UV", "uv"))  # `make UV=` does without
-    if python.exists():
+    if (folder / ".installed").exists():
         what.append("--quiet")  # a few parts are added
-    else:
+    if not python.exists():
         venv.create(folder, with_pip=not uv, symlinks=sys.platform != "win32")
     if uv:
         environment = {**to_uv(read_pip_options(ask_pip())), **os.environ}
