@@ -1,9 +1,16 @@
 # Everything a fresh machine needs is Python 3.11 or newer, make and a package index.
-PYTHON ?= python3
-BIN := .venv/bin
+WINDOWS := $(filter Windows_NT,$(OS))
+PYTHON ?= $(if $(WINDOWS),python,python3)
+BIN := .venv/$(if $(WINDOWS),Scripts,bin)
 INSTALLED := .venv/.installed
+# The apps need a part of that: enough until more is installed.
+RUNNABLE := $(or $(wildcard $(INSTALLED)),.venv/.runnable)
 WITH_SITE := .venv/.with_site
-TIMEOUT := $(shell command -v timeout)
+TIMEOUT := $(if $(WINDOWS),,$(shell command -v timeout))
+# With uv if it is found, else with pip: `make UV=` takes pip.
+INSTALL := $(BIN)/python deploy/install.py
+# Notebooks, results and settings are UTF-8, whatever the machine's own encoding.
+export PYTHONUTF8 := 1
 
 .PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages images lab monolith microservices cluster react outputs site clean
 
@@ -17,7 +24,7 @@ compare-full: $(INSTALLED)  ## judge all claims, in 45 minutes; write README.md 
 	$(BIN)/chatbot-compare --full --publish .
 
 compare-cluster: $(INSTALLED)  ## judge the claims about replicas on Ray Serve, write docs/cluster.md, too
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'
+	$(INSTALL) dev,ray
 	$(BIN)/chatbot-compare --cluster --publish .
 
 sabotage: $(INSTALLED)  ## break the code on purpose, see which claims notice, write results/sabotage.json
@@ -41,11 +48,11 @@ test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=15
 
 test-more: $(INSTALLED)  ## what needs a package index or other programs, write results/test-more.json
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench,containers,ray,site]'
+	-$(INSTALL) dev,bench,containers,ray,site
 	$(BIN)/python tests/more.py
 
 bench-engines: $(INSTALLED)  ## compare our backend with other servers, write results/engines.* and docs/engines.md
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	$(INSTALL) dev,bench
 	$(BIN)/chatbot-bench-engines --publish .
 
 bench-backend: $(INSTALLED)  ## measure the backend under load, write results/backend.json
@@ -60,19 +67,21 @@ images: $(INSTALLED)  ## build the container images with docker or podman, start
 
 # With defaults of its own: live pages stay attached when they are scrolled out of view.
 lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH))
+# On GitHub Codespaces, the browser's host name is not that which JupyterLab sees.
+LAB_ORIGIN := https://$(CODESPACE_NAME)-8888.$(or $(GITHUB_CODESPACES_PORT_FORWARDING_DOMAIN),app.github.dev)
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_OPTIONS) nbs/index.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' $(if $(filter 0,$(shell id -u)),--allow-root) $(if $(CODESPACE_NAME),--no-browser --ServerApp.allow_origin='$(LAB_ORIGIN)') $(LAB_OPTIONS) nbs/index.ipynb
 
-monolith: $(INSTALLED)  ## run the monolith until Ctrl-C
+monolith: $(RUNNABLE)  ## run the monolith until Ctrl-C
 	$(BIN)/chatbot-fetch
 	$(BIN)/chatbot-launch monolith
 
-microservices: $(INSTALLED)  ## run backend and front end until Ctrl-C
+microservices: $(RUNNABLE)  ## run backend and front end until Ctrl-C
 	$(BIN)/chatbot-fetch
 	$(BIN)/chatbot-launch microservices
 
 cluster: $(INSTALLED)  ## run replicas of the backend on Ray Serve until Ctrl-C
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'
+	$(INSTALL) dev,ray
 	$(BIN)/chatbot-fetch
 	$(BIN)/chatbot-cluster
 
@@ -98,12 +107,13 @@ clean:  ## remove the virtual environment and what tools left; keep the fetched 
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info build/site site nbs/.last_checked
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): PARTS = dev
+.venv/.runnable: PARTS = apps
+$(INSTALLED) .venv/.runnable: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PYTHON) deploy/install.py $(PARTS)
 	@touch $@
 
 $(WITH_SITE): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,site]'
+	$(INSTALL) dev,site
 	@touch $@

@@ -175,7 +175,7 @@ def fetch_gguf(cache_dir: Path) -> Path:
 # %% ../../nbs/engines/weights.ipynb #to-safetensors
 def to_safetensors(gguf: Path, folder: Path) -> None:
     """Write the GGUF's weights and tokenizer into `folder`, as 32-bit safetensors."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     quantized = AutoModelForCausalLM.from_pretrained(**source)
@@ -186,7 +186,8 @@ def to_safetensors(gguf: Path, folder: Path) -> None:
     dense = AutoModelForCausalLM.from_config(config)
     dense.load_state_dict(quantized.state_dict())
     dense.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    # `AutoTokenizer` would read the whole file once more, to find this class.
+    PreTrainedTokenizerFast.from_pretrained(**source).save_pretrained(folder)
 
 # %% ../../nbs/engines/weights.ipynb #requantize
 def requantize(gguf: Path, goal: Path, format_name: str = "Q8_0") -> None:

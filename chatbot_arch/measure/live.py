@@ -56,10 +56,8 @@ def choose_address(
         return eval_js(f"google.colab.kernel.proxyPort({port})").rstrip("/")
     if base_url is not None:
         return f"{base_url}proxy/{port}"
-    if name := environment.get("CODESPACE_NAME"):
-        domain = environment.get("GITHUB_CODESPACES_PORT_FORWARDING_DOMAIN", "app.github.dev")
-        return f"https://{name}-{port}.{domain}"
-    return url
+    host = launch.forwarded_host(environment, port)
+    return f"https://{host}" if host else url
 
 # %% ../../nbs/measure/live.ipynb #page-address
 def page_address(url: str) -> str:

@@ -9,6 +9,7 @@ __all__ = ['INTERACT', 'AGENT_API', 'PAUSE_S', 'NAMES', 'MAC_CHROME', 'ADVICE', 
 # %% ../../nbs/measure/outside.ipynb #imports
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -109,7 +110,8 @@ def find_browser() -> str | None:
 
 def browser_arguments() -> list[str]:
     """Return the arguments that keep a browser quiet; root can have no sandbox."""
-    return [*QUIET, "--no-sandbox"] if os.geteuid() == 0 else [*QUIET]
+    is_root = sys.platform != "win32" and os.geteuid() == 0
+    return [*QUIET, "--no-sandbox"] if is_root else [*QUIET]
 
 # %% ../../nbs/measure/outside.ipynb #script
 WATCH = """() => {
