@@ -73,9 +73,9 @@ def fetch_credentials(audience: str) -> Credentials:
     try:
         credentials = id_token.fetch_id_token_credentials(audience, request=request)
         credentials.refresh(request)
-    except exceptions.DefaultCredentialsError as error:
-        raise no_token(str(error.args[0]).rstrip(".")) from error
     except (exceptions.GoogleAuthError, ValueError, TypeError, KeyError, OSError) as error:
+        if type(error) is exceptions.DefaultCredentialsError:  # of the file, without its content
+            raise no_token(str(error.args[0]).rstrip(".")) from error
         raise no_token("what arrived is not a token") from error
     return credentials
 

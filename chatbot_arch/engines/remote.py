@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Put', 'BUSY_UP_TO_S', 'SHORTEST_PAUSE_S', 'LONGEST_PAUSE_S', 'CLOSED_DOOR', 'FACTS', 'MAX_REPLY_CHARS', 'NONSENSE',
            'BROKEN_OFF', 'Auth', 'CONNECT_TIMEOUT_S', 'KEEP_CONNECTION_S', 'NO_PROXY', 'LOOPBACK', 'CLOSED',
-           'REFUSED_PAUSE_S', 'REFUSED_UP_TO_S', 'TOKEN_UP_TO_S', 'ANSWER_GRACE_S', 'MAX_SENT_CHARS', 'SESSION_KEY',
-           'OpenClient', 'DESCRIBE_TIMEOUT_S', 'DESCRIBED_FOR_S', 'BackendError', 'TryLaterError', 'Failure',
-           'explain_answer', 'read_facts', 'Token', 'Waiting', 'read_events', 'read_body', 'read_whole', 'login_of',
-           'trusted', 'open_client', 'ask_once', 'ask_backend', 'turns_too_many', 'body_of', 'session_header',
-           'Connection', 'Connector', 'Readiness', 'SilentError', 'ask_ready', 'RemoteAnswerer']
+           'REFUSED_PAUSE_S', 'REFUSED_UP_TO_S', 'ANSWER_GRACE_S', 'MAX_SENT_CHARS', 'SESSION_KEY', 'OpenClient',
+           'DESCRIBE_TIMEOUT_S', 'DESCRIBED_FOR_S', 'BackendError', 'TryLaterError', 'Failure', 'explain_answer',
+           'read_facts', 'Token', 'Waiting', 'read_events', 'read_body', 'read_whole', 'login_of', 'trusted',
+           'open_client', 'ask_once', 'ask_backend', 'turns_too_many', 'body_of', 'session_header', 'Connection',
+           'Connector', 'Readiness', 'SilentError', 'ask_ready', 'RemoteAnswerer']
 
 # %% ../../nbs/engines/remote.ipynb #imports
 import asyncio
@@ -231,7 +231,6 @@ def open_client(choice: settings.Settings) -> httpx.AsyncClient:
 # %% ../../nbs/engines/remote.ipynb #ask-once
 CLOSED = "The backend at {url} closed the connection unanswered. Check its log, then ask again."
 REFUSED_PAUSE_S, REFUSED_UP_TO_S = 0.25, 0.75  # time for a backend that is restarting
-TOKEN_UP_TO_S = 4.0  # time for a metadata server that has just started
 
 
 async def ask_once(
@@ -254,7 +253,7 @@ async def ask_once(
             return await read_whole(client, body, headers, put)
         raise explain_answer(answer.status_code, answer.headers, str(answer.url), content)
     except identity.IdentityError as error:
-        raise TryLaterError(str(error), REFUSED_PAUSE_S, TOKEN_UP_TO_S) from error
+        raise TryLaterError(str(error), REFUSED_PAUSE_S, REFUSED_UP_TO_S) from error
     except httpx.ConnectError as error:
         nobody = (
             f"No backend answers at {url}. Start it with `uvicorn chatbot_arch.backend:app`, or "
