@@ -1,6 +1,6 @@
 """What Cloud Run costs: list prices, the service files, and what was measured.
 
-    python tests/cloudrun_costs.py    # writes the table into docs/deploy.md
+python tests/cloudrun_costs.py    # writes the table into docs/deploy.md
 """
 
 import json
@@ -38,8 +38,8 @@ def second(name: str, prices: tuple[float, float]) -> float:
     return sum(amount * price for amount, price in zip(size_of(name), prices, strict=True))
 
 
-def costs_block(claims: list[dict[str, Any]]) -> str:
-    """Return the table, and what a thousand replies cost at the measured speed."""
+def costs_block(claims: list[dict[str, Any]], started: list[dict[str, Any]]) -> str:
+    """Return the table, what replies cost at the measured speed, and how long a start took."""
     rows = (
         ("monolith", "always, one instance stays", ALWAYS),
         ("backend", "idle, one instance stays", IDLE),
@@ -58,18 +58,31 @@ def costs_block(claims: list[dict[str, Any]]) -> str:
         "monolith": 1000 * TOKENS / speeds["monolith"] * second("monolith", ALWAYS),
         "backend": 1000 * TOKENS / speeds["microservices"] * second("backend", ANSWERING),
     }
-    return "\n".join(table) + (
-        f"\n\nAt list prices of {DATE} for Tier 1 regions, without the free part of a month. A thousand "
-        f"replies of {TOKENS} tokens, eight at a time, take 1000 × {TOKENS} / {speeds['monolith']:.0f} "
-        f"tokens/s of the monolith, ${replies['monolith']:.3f}, and 1000 × {TOKENS} / "
-        f"{speeds['microservices']:.0f} tokens/s of a backend, ${replies['backend']:.3f}."
+    ready = {row["image"]: row["ready_s"] for row in started}
+    told = (
+        f"List prices as found on {DATE} for Tier 1 regions, without the free part of a month. A",
+        f"thousand replies of {TOKENS} tokens, eight at a time, take 1000 × {TOKENS} /",
+        f"{speeds['monolith']:.0f} tokens/s of the monolith, ${replies['monolith']:.3f}, and",
+        f"1000 × {TOKENS} / {speeds['microservices']:.0f} tokens/s of a backend,",
+        f"${replies['backend']:.3f}. Those speeds are of the two cores here, which the microservices",
+        "share with their page.",
     )
+    start = (
+        f"A start here took {ready['backend']:.1f} s until the backend had its model, and",
+        f"{ready['frontend']:.1f} s until the front end answered, each seen once. What Cloud Run",
+        "adds to it, a machine and the image, was not measured.",
+    )
+    return "\n".join((*table, "", " ".join(told), "", " ".join(start)))
 
 
 def main() -> None:
     """Write the table into the page."""
-    claims = json.loads((ROOT / "results" / "claims.json").read_text(encoding="utf-8"))["claims"]
-    text = publish.fill(PAGE.read_text(encoding="utf-8"), "costs", costs_block(claims))
+    claims, started = (
+        json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("claims", "images")
+    )
+    block = costs_block(claims["claims"], started["rows"])
+    text = publish.fill(PAGE.read_text(encoding="utf-8"), "costs", block)
     PAGE.write_text(text, encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import cloudrun_costs
 import jsonschema
 import pytest
 import requests
@@ -157,6 +158,13 @@ def test_what_holds_the_model_starts_fast_and_stays(name: str) -> None:
     said = revision_annotations(read(name))
     assert said["run.googleapis.com/startup-cpu-boost"] == "true"
     assert int(said["autoscaling.knative.dev/minScale"]) >= 1
+
+
+def test_page_says_what_prices_and_measurements_give() -> None:
+    page = cloudrun_costs.PAGE.read_text(encoding="utf-8")
+    said = page.partition("<!-- costs -->\n")[2].partition("\n<!-- end of costs -->")[0].strip()
+    claims, started = committed_results("claims")["claims"], committed_results("images")["rows"]
+    assert said == cloudrun_costs.costs_block(claims, started)
 
 
 # The script
