@@ -64,7 +64,7 @@ def costs_block(claims: list[dict[str, Any]], started: list[dict[str, Any]]) -> 
         f"thousand replies of {TOKENS} tokens, eight at a time, take 1000 × {TOKENS} /",
         f"{speeds['monolith']:.0f} tokens/s of the monolith, ${replies['monolith']:.3f}, and",
         f"1000 × {TOKENS} / {speeds['microservices']:.0f} tokens/s of a backend,",
-        f"${replies['backend']:.3f}. Those speeds are of the two cores here, which the microservices",
+        f"${replies['backend']:.3f}. Those speeds are of the two cores here, which microservices",
         "share with their page.",
     )
     start = (
