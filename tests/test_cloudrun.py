@@ -4,16 +4,23 @@ import json
 import re
 import shutil
 import subprocess
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import cloudrun_costs
 import jsonschema
 import pytest
+import requests
+import test_images
 import yaml
 from check_sync import ROOT
+from cloudrun import HEADER, google
 from committed import committed_results
 
 import chatbot_arch.measure.images as images
+import chatbot_arch.measure.outside as outside
 import chatbot_arch.service.lifecycle as lifecycle
 import chatbot_arch.settings as settings
 
@@ -151,6 +158,13 @@ def test_what_holds_the_model_starts_fast_and_stays(name: str) -> None:
     said = revision_annotations(read(name))
     assert said["run.googleapis.com/startup-cpu-boost"] == "true"
     assert int(said["autoscaling.knative.dev/minScale"]) >= 1
+
+
+def test_page_says_what_prices_and_measurements_give() -> None:
+    page = cloudrun_costs.PAGE.read_text(encoding="utf-8")
+    said = page.partition("<!-- costs -->\n")[2].partition("\n<!-- end of costs -->")[0].strip()
+    claims, started = committed_results("claims")["claims"], committed_results("images")["rows"]
+    assert said == cloudrun_costs.costs_block(claims, started)
 
 
 # The script
@@ -343,3 +357,90 @@ def test_step_that_fails_ends_the_script(deployed: Deployed) -> None:
     assert done.returncode != 0
     assert not [call for call in deployed.calls() if "services replace" in call]
     assert not list(deployed.folder.glob("tmp.*"))
+
+
+# The images, in the environment that Cloud Run gives them; `make test-more`.
+
+program, base, built = test_images.program, test_images.base, test_images.built
+FAKE_ENGINE = {"CHATBOT_ENGINE": "fake", "CHATBOT_FAKE_TOKEN_S": "0.05"}
+KEY = {"CHATBOT_API_KEY": "our-key"}
+KILLED = 137  # its status after SIGKILL
+ENDED = "--format={{.State.ExitCode}}"
+ASK = """
+import chatbot_arch.engines.protocol as protocol, chatbot_arch.engines.remote as remote
+talk = protocol.to_conversation([], [], "Hi")
+try:
+    for piece in remote.RemoteAnswerer().stream(talk, protocol.Options(), protocol.Stop()):
+        print(piece)
+except remote.BackendError as error:
+    print(error)
+"""
+
+
+def cloud_environment(name: str) -> dict[str, str]:
+    """Return what a service's file and Cloud Run itself set, without what is not here."""
+    said = {key: value for key, value in variables(read(name)).items() if value}
+    of_google = {"K_SERVICE": f"chatbot-{name}", "K_REVISION": f"chatbot-{name}-00001-abc"}
+    return said | of_google | {"K_CONFIGURATION": f"chatbot-{name}"}
+
+
+@pytest.mark.more
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("image", [images.MONOLITH, images.FRONTEND], ids=lambda each: each.target)
+def test_page_answers_and_ends_as_on_cloud_run(built: images.Program, image: images.Image) -> None:
+    with images.running(built, image, cloud_environment(image.target) | FAKE_ENGINE) as there:
+        there.wait_until_ready(image.ready)
+        assert "Streamlit" in requests.get(there.url, timeout=30).text
+        assert there.stop() < images.STOP_TIMEOUT_S
+        assert int(built.call("inspect", ENDED, there.name)) != KILLED
+
+
+@pytest.mark.more
+@pytest.mark.timeout(1800)
+def test_backend_ends_in_ten_seconds_though_a_reply_takes_longer(built: images.Program) -> None:
+    environment = cloud_environment("backend") | FAKE_ENGINE | KEY
+    with images.running(built, images.BACKEND, environment) as there:
+        there.wait_until_ready(images.BACKEND.ready)
+        question = {"user_input": "/echo " + "word " * 1000}  # 50 s
+        headers = {"Authorization": "Bearer our-key"}
+        url = f"{there.url}/chat/stream"
+        with requests.post(url, json=question, headers=headers, stream=True, timeout=60) as answer:
+            lines = answer.iter_lines(decode_unicode=True)
+            assert "event: token" in (next(lines), next(lines), next(lines))
+            took: list[float] = []
+            stopping = threading.Thread(target=lambda: took.append(there.stop()))
+            stopping.start()
+            events = [line for line in lines if line.startswith("event: ")]
+        stopping.join(60)
+        assert events[-1] in ("event: done", "event: error")
+        ending_s = float(environment["CHATBOT_ENDING_TIMEOUT_S"])
+        assert ending_s - 1 < took[0] < images.STOP_TIMEOUT_S
+        assert int(built.call("inspect", ENDED, there.name)) == 0
+
+
+@pytest.mark.more
+@pytest.mark.timeout(1800)
+def test_front_end_passes_the_door_with_its_token(built: images.Program) -> None:
+    quick = FAKE_ENGINE | {"CHATBOT_FAKE_TOKEN_S": "0.01"}
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        environment = cloud_environment("backend") | quick | KEY
+        backend = enter(images.running(built, images.BACKEND, environment))
+        backend.wait_until_ready(images.BACKEND.ready)
+        metadata, door = enter(google(backend.url))
+        host = metadata.url.removeprefix("http://")
+        environment = cloud_environment("frontend") | KEY
+        environment |= {"CHATBOT_BACKEND_URL": door.url}
+        environment |= {"GCE_METADATA_HOST": host, "GCE_METADATA_IP": host}
+        front = enter(images.running(built, images.FRONTEND, environment))
+        front.wait_until_ready(images.FRONTEND.ready)
+        with outside.BrowserUser(front.url) as user:
+            assert "one two three" in user.ask("/echo one two three").text
+        assert not door.refused
+        assert len(metadata.tokens) == 1
+        for headers in door.seen:
+            assert metadata.tokens[headers[HEADER].removeprefix("Bearer ")] == door.url
+            assert headers["Authorization"] == "Bearer our-key"
+        no_identity = ("exec", "--env=CHATBOT_BACKEND_IDENTITY=", front.name)
+        assert "closed to this page" in built.call(*no_identity, "python3", "-c", ASK)
+        assert door.refused == 1
