@@ -97,6 +97,14 @@ def test_click_elsewhere_in_mid_reply_ends_nothing(page: Page) -> None:
     expect_messages(page, turn(SLOWLY))
 
 
+def test_options_stay_unfolded_when_the_conversation_is_listed(page: Page) -> None:
+    unfold(page, "Options")
+    ask(page, "one")
+    expect_messages(page, turn("one"))
+    expect(page.get_by_text("Rename or delete")).to_be_visible()
+    expect(page.get_by_role("textbox", name="System prompt")).to_be_visible()
+
+
 def test_refresh_in_mid_reply_shows_the_part_and_goes_on(page: Page) -> None:
     ask(page, SLOWLY)
     shown = expect_growing(page)

@@ -186,7 +186,8 @@ def show_model(describe: Describe, sentence: str, look_again: bool) -> None:
 def draw_sidebar(conversation: store.Conversation) -> None:
     """Draw the sidebar."""
     with st.sidebar:
-        with session.report_errors():
+        # One element, however many it holds: what follows would fold when its place changes.
+        with st.container(), session.report_errors():
             list_conversations()
             if conversation.turns or conversation.draft:
                 change_conversation(conversation)
