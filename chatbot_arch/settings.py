@@ -135,6 +135,7 @@ class Settings(BaseSettings):
     )
     chat_ui: Literal["bubbles", "native"] = "bubbles"  # streamlit-chat's, or Streamlit's own
     backend_url: Url = Address("http://127.0.0.1:8000")
+    backend_identity: Literal["", "google"] = ""  # `google`: sent with each request
 
 # %% ../nbs/ground/settings.ipynb #read-settings
 SECRETS_FOLDER = Path("/run/secrets")  # of a container: one file per setting

@@ -258,25 +258,3 @@ def test_the_monolith_shares_the_database(composer: Composer, browser: Browser) 
     with open_context(browser, hosts) as context:
         tab = open_tab(context, composer.url, hosts)
         assert expect_answered(tab, "What is a monolith?")
-
-
-# What needs no container.
-
-
-def test_secrets_are_made_once_and_only_for_their_owner(tmp_path: Path) -> None:
-    script = shutil.copy(DEPLOY / "make_secrets.py", tmp_path)
-    outputs = [
-        subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60).stdout
-        for _ in range(2)
-    ]
-    files = sorted((tmp_path / "secrets").iterdir())
-    assert [each.name for each in files] == [
-        "chatbot_api_key",
-        "chatbot_database_url",
-        "postgres_password",
-    ]
-    assert outputs[0].count("is written") == outputs[1].count("stays") == 3
-    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
-    password = (tmp_path / "secrets" / "postgres_password").read_text()
-    assert len(password) > 40
-    assert password in (tmp_path / "secrets" / "chatbot_database_url").read_text()
