@@ -82,7 +82,7 @@ def test_streamlit_reads_the_origin_of_jupyterlab() -> None:
         capture_output=True,
         text=True,
     )
-    shown = tomllib.loads(read.stdout)["server"]
+    shown = tomllib.loads(read.stdout[read.stdout.index("[global]") :])["server"]
     assert shown["corsAllowedOrigins"] == ["https://fluffy-disco-8888.app.example.dev"]
 
 
