@@ -85,7 +85,7 @@ if [ "$SHAPE" = monolith ]; then
     page monolith
 else
     here secrets describe chatbot-api-key ||
-        head -c 32 /dev/urandom | base64 | tr -d '=+/\n' |
+        head -c 48 /dev/urandom | base64 | tr -d '=+/\n' |
         google secrets create chatbot-api-key --data-file=-
     account chatbot-backend
     account chatbot-frontend
