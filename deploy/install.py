@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,7 @@ STRATEGY = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
 SCOPES = ("global", "install", ":env:")  # the later wins
 
 
-def read_pip_options(lines: Iterable[str]) -> dict[str, list[str]]:
+def read_pip_options(lines: Sequence[str]) -> dict[str, list[str]]:
     """Return the options of `pip install` in the output of `pip config list`."""
     found = {}
     for scope in SCOPES:

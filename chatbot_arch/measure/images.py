@@ -212,7 +212,7 @@ QUESTION = "What is a microservice?"
 
 @dataclass(frozen=True)
 class Row:
-    """What was seen of one image."""
+    """The measurements of one image."""
 
     image: str
     size_mb: float

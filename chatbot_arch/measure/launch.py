@@ -40,6 +40,7 @@ def find_session(number: int) -> list[psutil.Process]:
     """
     found = []
     if sys.platform == "win32":
+        found: list[psutil.Process] = []
         with contextlib.suppress(psutil.NoSuchProcess):
             found = psutil.Process(number).children(recursive=True)
         return [process for process in found if is_alive(process)]
