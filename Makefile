@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python deploy/install.py
 # Notebooks, results and settings are UTF-8, whatever the machine's own encoding.
 export PYTHONUTF8 := 1
 
-.PHONY: help compare compare-full compare-cluster sabotage simulate test test-more bench-engines bench-backend bench-pages images lab monolith microservices cluster react outputs site clean
+.PHONY: help compare compare-full compare-cluster compare-swaps sabotage simulate test test-more bench-engines bench-backend bench-pages images lab monolith microservices cluster react outputs site clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,10 @@ compare-full: $(INSTALLED)  ## judge all claims, in 45 minutes; write README.md 
 compare-cluster: $(INSTALLED)  ## judge the claims about replicas on Ray Serve, write docs/cluster.md, too
 	$(INSTALL) dev,ray
 	$(BIN)/chatbot-compare --cluster --publish .
+
+compare-swaps: $(INSTALLED)  ## judge the claims about swapped parts (needs Node), write docs/swaps.md, too
+	$(BIN)/chatbot-fetch
+	$(BIN)/chatbot-compare --swaps --publish .
 
 sabotage: $(INSTALLED)  ## break the code on purpose, see which claims notice, write results/sabotage.json
 	$(BIN)/chatbot-sabotage

@@ -147,10 +147,19 @@ MAY_IMPORT = {
         "measure.results",
         "measure.rounds",
     },
+    "measure.swaps": {
+        "measure.experiments",
+        "measure.launch",
+        "measure.load",
+        "measure.outside",
+        "measure.results",
+        "measure.rounds",
+    },
     "measure.claims": {
         "measure.clusters",
         "measure.events",
         "measure.experiments",
+        "measure.swaps",
         "measure.verdicts",
     },
     "measure.evidence": {
@@ -216,7 +225,12 @@ MAY_IMPORT = {
         "measure.tables",
         "measure.validate",
     },
-    "measure.publish": {"measure.claims", "measure.results", "measure.tables"},
+    "measure.publish": {
+        "measure.claims",
+        "measure.results",
+        "measure.swaps",
+        "measure.tables",
+    },
     "measure.report": {
         "engines.weights",
         "measure.claims",
@@ -227,6 +241,7 @@ MAY_IMPORT = {
         "measure.publish",
         "measure.results",
         "measure.simulation",
+        "measure.swaps",
         "measure.tables",
     },
     "measure.sabotage": {

@@ -113,10 +113,10 @@ def run_cells(tab: Page, cells: range) -> None:
 def ask_in(pages: list[Frame]) -> list[list[float]]:
     """Ask pages in frames at once; return the seconds after which each was seen to change."""
     for page in pages:
-        page.evaluate(outside.WATCH)
-        page.get_by_test_id(outside.BOX).fill(QUESTION)
+        page.evaluate(outside.WATCH, outside.PLACES)
+        page.locator(outside.BOX).fill(QUESTION)
     for page in pages:
-        page.get_by_test_id(outside.BOX).press("Enter")
+        page.locator(outside.BOX).press("Enter")
     for page in pages:
         page.wait_for_function(outside.RESTS, timeout=TIMEOUT_MS)
     return [page.evaluate("() => window.seen.updates") for page in pages]

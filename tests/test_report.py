@@ -26,10 +26,13 @@ PICTURES = Path(__file__).parent.parent / "docs" / "pages"
 RUN = committed_results("claims")
 FRAME = pd.read_csv(io.StringIO(read_committed("claims.csv")), dtype={"value": float})
 SIMULATED = committed_results("simulation")
-CLUSTERED = (
-    committed_results("clusters"),
-    pd.read_csv(io.StringIO(read_committed("clusters.csv")), dtype={"value": float}),
-)
+APART = {
+    name: (
+        committed_results(name),
+        pd.read_csv(io.StringIO(read_committed(f"{name}.csv")), dtype={"value": float}),
+    )
+    for name in ("clusters", "swaps")
+}
 MEASURED = choice.to_measured(RUN, FRAME, SIMULATED)
 KNOBS = choice.knobs_of(MEASURED)
 
@@ -38,7 +41,7 @@ KNOBS = choice.knobs_of(MEASURED)
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the report on the committed run."""
     written = tmp_path_factory.mktemp("report") / "report.html"
-    written.write_text(document.render(RUN, FRAME, SIMULATED, CLUSTERED), encoding="utf-8")
+    written.write_text(document.render(RUN, FRAME, SIMULATED, APART), encoding="utf-8")
     return written
 
 
@@ -60,7 +63,7 @@ def test_report_stands_alone_and_is_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.encode()) < 1_500_000
     assert not re.search(r"(src|href)=\"(?!#)", text)
-    parts = ("resolved", "verdicts", "case", "beyond", "cluster", "claims")
+    parts = ("resolved", "verdicts", "case", "beyond", *APART, "claims")
     order = [text.index(f'id="{part}"') for part in parts]
     assert order == sorted(order)
 
@@ -86,7 +89,10 @@ def test_report_is_accessible(page: Page, scheme: str) -> None:
 
 
 def test_report_shows_every_round_of_every_claim(page: Page) -> None:
-    articles, judged = page.locator("article"), RUN["claims"] + CLUSTERED[0]["claims"]
+    articles, judged = (
+        page.locator("article"),
+        RUN["claims"] + [record for run, _ in APART.values() for record in run["claims"]],
+    )
     expect(articles).to_have_count(len(judged))
     for claim, article in zip(judged, articles.all(), strict=True):
         expect(article.locator("h3")).to_contain_text(claim["claim"])
@@ -225,27 +231,35 @@ def test_tables_are_published_in_all_texts_or_in_none(tmp_path: Path) -> None:
     assert readme.read_text() == again
 
 
-def test_cluster_is_published_on_its_own_page(tmp_path: Path) -> None:
-    stem = tmp_path / "clusters"
-    page = tmp_path / "docs" / "cluster.md"
+@pytest.mark.parametrize(
+    ("name", "file", "blocks"),
+    [
+        ("clusters", "cluster.md", ("verdicts", "runs")),
+        ("swaps", "swaps.md", ("verdicts", "runs", "swaps")),
+    ],
+)
+def test_other_forms_are_published_on_their_own_pages(
+    tmp_path: Path, name: str, file: str, blocks: tuple[str, ...]
+) -> None:
+    run, frame = APART[name]
+    stem, page = tmp_path / name, tmp_path / "docs" / file
     page.parent.mkdir()
-    marks = "<!-- {0} -->\nold\n<!-- end of {0} -->\n"
-    page.write_text(marks.format("verdicts") + marks.format("runs"))
-    for name in (stem, stem.with_name("clusters-first")):
-        results.write_json(CLUSTERED[0], name.with_suffix(".json"))
-        CLUSTERED[1].to_csv(name.with_suffix(".csv"), index=False)
+    page.write_text("".join(f"<!-- {each} -->\nold\n<!-- end of {each} -->\n" for each in blocks))
+    for path in (stem, stem.with_name(f"{name}-first")):
+        results.write_json(run, path.with_suffix(".json"))
+        frame.to_csv(path.with_suffix(".csv"), index=False)
     assert publish.publish(stem, tmp_path) == [page]
-    number = len(claims.CLUSTER)
+    number = len(claims.FORMS[name])
     assert f"{number} of {number} verdicts are the same in both runs" in page.read_text()
     assert "\nold\n" not in page.read_text()
 
 
-@pytest.mark.parametrize("name", ["claims-only", "clusters-only"])
+@pytest.mark.parametrize("name", ["claims", *APART])
 def test_part_of_a_run_is_not_published(tmp_path: Path, name: str) -> None:
-    results.write_json(CLUSTERED[0], tmp_path / f"{name}.json")
-    CLUSTERED[1].to_csv(tmp_path / f"{name}.csv", index=False)
+    results.write_json(RUN, tmp_path / f"{name}-only.json")
+    FRAME.to_csv(tmp_path / f"{name}-only.csv", index=False)
     with pytest.raises(results.MeasureError, match="all claims"):
-        publish.publish(tmp_path / name, tmp_path)
+        publish.publish(tmp_path / f"{name}-only", tmp_path)
 
 
 def test_quick_run_is_not_published(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ __all__ = ['SPLIT', 'ARTICLE', 'BELIEF', 'OURS', 'BLINOWSKI', 'OKROJ', 'NOTICED'
            'OUTSIDE', 'count', 'crash', 'deploy', 'click', 'wrong', 'close', 'left', 'late', 'turns', 'sent', 'script',
            'size', 'EVERY', 'AGAIN', 'TWO_TURNS', 'LATE', 'GOES_ON', 'ALIKE', 'KEPT', 'STAYS', 'WHOLE', 'NONE', 'ASKED',
            'BYTES', 'READ', 'COUNTS', 'NEARLY', 'EITHER', 'ray', 'proxy', 'killed', 'updated', 'THREE', 'TWO_HERE',
-           'BEHIND', 'BEHIND_MANY', 'CRASHED', 'FEWER', 'SURVIVES', 'UNNOTICED', 'INSTANCES', 'CLUSTER', 'CLAIMS',
-           'PUBLISHED', 'NOT_HERE', 'Claim', 'both_none', 'both_whole', 'every_run', 'both_two', 'only_second_late',
-           'first_two', 'none_in_second', 'find_claims']
+           'BEHIND', 'BEHIND_MANY', 'CRASHED', 'FEWER', 'SURVIVES', 'UNNOTICED', 'INSTANCES', 'CLUSTER', 'swapped',
+           'served', 'drawn', 'UNCHANGED', 'AT_BOTH', 'AT_ONE', 'AT_MANY', 'EARLIER', 'PAGES', 'BACKENDS', 'begun',
+           'SWAPS', 'CLAIMS', 'FORMS', 'PUBLISHED', 'NOT_HERE', 'Claim', 'both_none', 'both_whole', 'every_run',
+           'both_two', 'only_second_late', 'first_two', 'none_in_second', 'sizes_of', 'find_claims']
 
 # %% ../../nbs/measure/claims.ipynb #imports
 from collections.abc import Callable, Collection
@@ -25,6 +26,7 @@ from operator import eq, gt, lt
 import chatbot_arch.measure.clusters as clusters
 import chatbot_arch.measure.events as events
 import chatbot_arch.measure.experiments as experiments
+import chatbot_arch.measure.swaps as swaps
 import chatbot_arch.measure.verdicts as verdicts
 
 # %% ../../nbs/measure/claims.ipynb #claim
@@ -417,8 +419,114 @@ CLUSTER = (
     ),
 )
 
+# %% ../../nbs/measure/claims.ipynb #swaps
+swapped = partial(count, experiment=swaps.swap_size, measure="lines_changed")
+served = partial(Claim, experiment=swaps.swap_backend)
+drawn = partial(Claim, experiment=swaps.swap_page, shapes=(swaps.STREAMLIT, swaps.REACT), **FAKE)
+UNCHANGED = {"relation": none_in_second, "why": "some in a monolith, 0 beside microservices"}
+AT_BOTH = AT_ONE, AT_MANY = ("uvicorn, 1", "BentoML, 1"), ("uvicorn, 16", "BentoML, 16")
+EARLIER = LATER | {"kind": "less"}
+
+
+def sizes_of(name: str) -> tuple[str, str]:
+    """Return the shapes of a replacement: in a monolith, and beside microservices."""
+    return swaps.shape_of(name, True), swaps.shape_of(name, False)
+
+# %% ../../nbs/measure/claims.ipynb #swap-claims
+PAGES = (
+    swapped(
+        "33a",
+        "A page in React needs no change in the package",
+        ARTICLE,
+        shapes=sizes_of("React"),
+        **UNCHANGED,
+    ),
+    swapped(
+        "33b",
+        "A finished chat component needs no change in the package",
+        ARTICLE,
+        shapes=sizes_of("deep-chat"),
+        **UNCHANGED,
+    ),
+    drawn("34a", "No model: React draws the first word sooner", BELIEF, **EARLIER),
+    drawn("34b", "No model: React draws a reply's end as soon", OURS, **AS_LONG),
+    drawn("34c", "A page in React opens sooner", BELIEF, **OPEN, **SOONER),
+    drawn(
+        "34d",
+        "With React, a reply takes less work on the servers",
+        BELIEF,
+        measure="cpu_s",
+        **FEWER,
+    ),
+)
+
+# %% ../../nbs/measure/claims.ipynb #swap-backends
+BACKENDS = (
+    swapped(
+        "33c",
+        "BentoML as the backend needs no change in the package",
+        ARTICLE,
+        shapes=sizes_of("BentoML"),
+        **UNCHANGED,
+    ),
+    count(
+        "35",
+        "As a BentoML service, the backend keeps its contract",
+        ARTICLE,
+        experiment=swaps.swap_contract,
+        shapes=(swaps.UVICORN, swaps.BENTOML),
+        measure="tests_failed",
+        **NONE,
+    ),
+    served(
+        "36a",
+        "No model: with BentoML the first word comes later",
+        OURS,
+        shapes=AT_ONE,
+        **FAKE,
+        **LATER,
+    ),
+    served(
+        "36b",
+        "No model: sixteen people get fewer tokens a second from BentoML",
+        OURS,
+        shapes=AT_MANY,
+        **FAKE,
+        **RATE,
+        **FEWER,
+    ),
+    served(
+        "36c",
+        "No model: with BentoML a reply takes more work",
+        OURS,
+        shapes=AT_MANY,
+        **FAKE,
+        measure="cpu_s",
+        **COST,
+    ),
+    served(
+        "36d",
+        "Sixteen people get fewer tokens a second from BentoML",
+        OURS,
+        shapes=AT_MANY,
+        **REAL,
+        **RATE,
+        **FEWER,
+    ),
+)
+
+# %% ../../nbs/measure/claims.ipynb #swap-starts
+begun = partial(Claim, experiment=swaps.swap_start, shapes=(swaps.UVICORN, swaps.BENTOML), **REAL)
+SWAPS = (
+    *PAGES,
+    *BACKENDS,
+    begun("37a", "BentoML needs more memory", OURS, **MEMORY, **COST),
+    begun("37b", "BentoML is ready later", OURS, measure="ready_s", **COST | {"why": NOTICED}),
+)
+
 # %% ../../nbs/measure/claims.ipynb #all
 CLAIMS = WAITS + SERVING + MACHINES + STARTS + OUTSIDE + COUNTS
+FORMS = {"claims": CLAIMS, "clusters": CLUSTER, "swaps": SWAPS}  # by the name of their results
 # In the README, chosen by what decides and before they were measured. Two are the article's main
 # argument and were expected to fail on one machine: 10a and 16b.
 PUBLISHED = ("1b", "1c", "22b", "10a", "16b", "7", "12a", "12b", "15", "24")
@@ -437,7 +545,7 @@ NOT_HERE = {
 def find_claims(numbers: Collection[str] = (), quick: bool = False) -> list[Claim]:
     """Return the claims with some numbers, of the quick form if asked.
 
-    If there are no numbers, these are all claims that need no cluster.
+    If there are no numbers, these are all claims that need no more than this environment.
     """
-    found = [claim for claim in CLAIMS + CLUSTER if claim.number in numbers]
+    found = [claim for form in FORMS.values() for claim in form if claim.number in numbers]
     return [claim for claim in (found if numbers else CLAIMS) if claim.quick or not quick]

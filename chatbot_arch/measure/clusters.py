@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CONFIG', 'REPLICAS', 'WIDE', 'ANY', 'SLOTS', 'START_S', 'TALKS', 'Started', 'PEOPLE', 'CROWD', 'SETTLE_S', 'WINDOW_S',
            'BACK_S', 'KILL_S', 'SOON_S', 'BEFORE', 'AFTER', 'ALONE', 'PAIR', 'KILL_WORDS', 'AROUND_S', 'UPDATE_WORDS',
-           'FEW', 'applications', 'config_of', 'answering', 'wait_for', 'Cluster', 'start', 'asked_at', 'ray_replicas',
-           'ray_proxy', 'back_after', 'survived', 'alone_case', 'pair_case', 'ray_kill', 'address_of', 'hand_over',
-           'under_load', 'replace_case', 'restart_case', 'ray_update', 'talk_case', 'ray_sessions']
+           'FEW', 'applications', 'config_of', 'answering', 'wait_for', 'Cluster', 'start', 'ray_replicas', 'ray_proxy',
+           'back_after', 'survived', 'alone_case', 'pair_case', 'ray_kill', 'address_of', 'hand_over', 'under_load',
+           'replace_case', 'restart_case', 'ray_update', 'talk_case', 'ray_sessions']
 
 # %% ../../nbs/measure/clusters.ipynb #imports
 import copy
@@ -141,26 +141,13 @@ def start(bench: rounds.Bench, engine: str) -> Cluster:
 PEOPLE, CROWD = 2 * SLOTS * max(REPLICAS.values()), 16
 
 
-def asked_at(
-    bench: rounds.Bench, url: str, question: str, people: int, tokens: int, times: int = 1
-) -> rounds.Case:
-    """Return what lets people ask at an address at once, and measures the replies."""
-    bodies = experiments.bodies_of(question, people)
-
-    def measure() -> dict[str, float]:
-        seen = bench.load(load.ask_backends, [url], bodies, times)
-        return seen | {"tokens_per_s": people * times * tokens / seen["all_s"]}
-
-    return measure
-
-
 def ray_replicas(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> experiments.Rows:
     """Tokens per second and first words of many people with one, two and three replicas on Ray."""
     cluster, question = start(bench, engine), experiments.question_of(engine, scale.tokens)
     people = PEOPLE if engine == "fake" else CROWD
     cases = {
-        f"{count} replica{'s' if count > 1 else ''}": asked_at(
-            bench, cluster.url(name), question, people, scale.tokens
+        f"{count} replica{'s' if count > 1 else ''}": experiments.backend_case(
+            bench, [cluster.url(name)], question, people, scale.tokens
         )
         for name, count in REPLICAS.items()
     }
@@ -176,7 +163,9 @@ def ray_proxy(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> exp
     uvicorn, proxy = bench.app("microservices", engine).servers[0], start(bench, engine)
     places = {"uvicorn": uvicorn.url, "Ray Serve": proxy.url(WIDE)}
     cases = {
-        f"{name}, {people}": asked_at(bench, url, question, people, scale.tokens, times)
+        f"{name}, {people}": experiments.backend_case(
+            bench, [url], question, people, scale.tokens, times
+        )
         for people, times in ((1, scale.times), (CROWD, 1))
         for name, url in places.items()
     }

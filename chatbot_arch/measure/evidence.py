@@ -70,6 +70,12 @@ SECONDS: dict[str, tuple[float, float]] = {
     "ray_update, fake": (0, 59),
     "ray_replicas, llamacpp": (0, 229),
     "ray_sessions, llamacpp": (0, 177),
+    "swap_size, fake": (0, 1),
+    "swap_page, fake": (0, 200),
+    "swap_contract, fake": (0, 120),
+    "swap_backend, fake": (0, 230),
+    "swap_backend, llamacpp": (0, 300),
+    "swap_start, llamacpp": (0, 150),
 }
 
 # %% ../../nbs/measure/evidence.ipynb #plan
@@ -214,8 +220,8 @@ def run(
 def dtypes_of(bench: rounds.Bench) -> dict[str, str]:
     """Return the dtype of the weights of each engine that a backend of the bench runs."""
     apps = [app for app in bench.apps.values() if app.architecture == "microservices"]
-    clusters = [each for name, each in bench.servers.items() if name.startswith("cluster")]
-    backends = [*(app.servers[0] for app in apps), *clusters]
+    apart = [each for each in bench.servers.values() if each.ready_url.endswith("/ready")]
+    backends = [*(app.servers[0] for app in apps), *apart]
     with contextlib.suppress(httpx.HTTPError):  # the step has said why
         told = [httpx.get(each.ready_url, trust_env=False).json() for each in backends]
         return {each["engine"]: each["dtype"] for each in told if each.get("dtype")}

@@ -7,13 +7,13 @@ __all__ = ['FAKE_TOKEN_S', 'AGAIN', 'Rows', 'Experiment', 'SHAPES', 'SPLIT', 'BE
            'HEALTH_WORDS', 'ARTICLE_DTYPE', 'SLOTS', 'PIECE_CHARACTERS', 'Scale', 'question_of', 'with_again',
            'page_case', 'page_cases', 'ask_pages', 'one_person', 'many_people', 'hop', 'bodies_of', 'stream', 'talk_of',
            'go_on', 'history', 'pages_case', 'open_pages', 'article_backend', 'health', 'batch', 'second_page',
-           'replicas', 'pieces', 'from_outside', 'start_case', 'start_up']
+           'backend_case', 'replicas', 'pieces', 'from_outside', 'start_case', 'start_up']
 
 # %% ../../nbs/measure/experiments.ipynb #imports
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -312,6 +312,30 @@ def second_page(bench: rounds.Bench, engine: str, scale: Scale) -> Rows:
 SLOTS = 4
 
 
+def backend_case(
+    bench: rounds.Bench,
+    urls: Sequence[str],
+    question: str,
+    people: int,
+    tokens: int,
+    times: int = 1,
+    pids: Sequence[int] = (),
+) -> rounds.Case:
+    """Return what lets people ask backends in turn, all at once, and measures the replies.
+
+    `cpu_s` is what the processes with some `pids` worked for a reply.
+    """
+    bodies, replies = bodies_of(question, people), people * times
+
+    def measure() -> dict[str, float]:
+        cpu_s = load.cpu_of(pids)
+        seen = bench.load(load.ask_backends, urls, bodies, times)
+        worked = {"cpu_s": (load.cpu_of(pids) - cpu_s) / replies} if pids else {}
+        return seen | worked | {"tokens_per_s": replies * tokens / seen["all_s"]}
+
+    return measure
+
+
 def replicas(bench: rounds.Bench, engine: str, scale: Scale) -> Rows:
     """Tokens per second with one, two and three backends."""
     question, people = question_of(engine, scale.tokens), 2 * SLOTS
@@ -322,12 +346,7 @@ def replicas(bench: rounds.Bench, engine: str, scale: Scale) -> Rows:
         more["CHATBOT_THREADS"] = str(max(1, cores // count))
         servers = bench.app("microservices", engine, count, **more).servers[:-1]
         urls = [server.url for server in servers]
-
-        def measure() -> dict[str, float]:
-            seen = bench.load(load.ask_backends, urls, bodies_of(question, people))
-            return seen | {"tokens_per_s": people * scale.tokens / seen["all_s"]}
-
-        return measure
+        return backend_case(bench, urls, question, people, scale.tokens)
 
     cases = {"1 backend": ask(1), "2 backends": ask(2)}
     cases |= {"3 backends": ask(3)} if scale.again else {}

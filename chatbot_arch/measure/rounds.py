@@ -154,7 +154,7 @@ class Bench:
 
     def __enter__(self) -> "Bench":
         self._stack = ExitStack()
-        self._folder = self._stack.enter_context(TemporaryDirectory())
+        self.folder = self._stack.enter_context(TemporaryDirectory())
         self._users, self._started = Users(), itertools.count()
         self._stack.callback(self._users.close)
         return self
@@ -164,7 +164,7 @@ class Bench:
 
     def start(self, shape: Shape, engine: str, backends: int = 1, **more: str) -> launch.App:
         """Start a shape, which the caller stops; conversations are not kept among yours."""
-        database = f"sqlite:///{self._folder}/{shape}-{next(self._started)}.db"
+        database = f"sqlite:///{self.folder}/{shape}-{next(self._started)}.db"
         own = {"CHATBOT_DATABASE_URL": database, "CHATBOT_ENGINE": engine, **self.environment}
         return launch.start_app(shape, own | more, backends=backends)
 
