@@ -300,6 +300,8 @@ def test_two_runs_say_which_verdicts_differ() -> None:
         ("claims-first", claims.CLAIMS),
         ("clusters", claims.CLUSTER),
         ("clusters-first", claims.CLUSTER),
+        ("swaps", claims.SWAPS),
+        ("swaps-first", claims.SWAPS),
     ],
 )
 def test_committed_verdicts_follow_from_the_committed_rows(
@@ -319,7 +321,7 @@ def test_committed_verdicts_follow_from_the_committed_rows(
         assert record["passes"] in (True, None), "a shape differs from itself"
 
 
-@pytest.mark.parametrize(("name", "minutes"), [("claims", 60), ("clusters", 10)])
+@pytest.mark.parametrize(("name", "minutes"), [("claims", 60), ("clusters", 10), ("swaps", 10)])
 def test_two_committed_runs_are_apart_and_contradict_each_other_nowhere(
     name: str, minutes: int
 ) -> None:

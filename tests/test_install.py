@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from committed import committed_results
 
 ROOT = Path(__file__).parent.parent
 SPEC = importlib.util.spec_from_file_location("install", ROOT / "deploy" / "install.py")
@@ -82,3 +83,18 @@ def test_an_empty_variable_takes_pip(tmp_path: Path, monkeypatch: pytest.MonkeyP
     stand_in(tmp_path / "venv" / "bin" / "python", by_pip, 3)
     assert install.install("dev", tmp_path / "venv") == 3
     assert not by_uv.exists()
+
+
+def test_contributing_says_what_was_measured() -> None:
+    rounds = committed_results("install")["rounds"]
+    text = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+
+    def spread(installer: str, step: str) -> str:
+        values = [each[step] for each in rounds if each["installer"] == installer]
+        assert len(values) == 3
+        return f"{min(values):.0f} to {max(values):.0f} s"
+
+    pip, uv = spread("pip", "page_s"), spread("uv", "page_s")
+    assert f"its page after {pip} with pip and after {uv} with uv, three times each" in text
+    pip, uv = spread("pip", "answered_s"), spread("uv", "answered_s")
+    assert f"a first reply was whole after {pip} and {uv}" in text

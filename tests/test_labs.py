@@ -28,6 +28,7 @@ SMALLER_KNOBS = {
         "(1, 2, 3, 4, 6, 8), (1, 2, 4, 8)": "(1, 2, 3), (1, 3)",
         "rounds=6, times=3, crowds=1, tokens=16": "rounds=1, times=1, tokens=8",
     },
+    "swap": {"HERE = not swaps.find_missing()": "HERE = False"},
     "memory": FAKE | {"starts=6, people=8, tokens=16": "starts=1, people=2, tokens=8"},
     "replicas": FAKE_ONLY
     | {'["16a", "16b"]': '["16a"]', "rounds=6, tokens=16, again=True": "rounds=1, tokens=8"},

@@ -1,8 +1,6 @@
 """The backend as a BentoML service, and what BentoML's own way does otherwise."""
 
-import hashlib
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -21,10 +19,11 @@ from check_sync import ROOT
 from playwright.sync_api import Browser, expect
 
 import chatbot_arch.measure.launch as launch
-import chatbot_arch.settings as settings
+import chatbot_arch.measure.results as results
+import chatbot_arch.measure.swaps as swaps
 
 FOLDER = ROOT / "swaps" / "bentoml"
-BUILD_S, READY_S, DEADLINE_S = 600, 120, 60
+READY_S, DEADLINE_S = 120, 60
 BENTOML_S = 60  # its own limit for the first byte of an answer
 IN_FLIGHT = "chatbot_replies_in_flight {}.0"
 FAKE = {"CHATBOT_ENGINE": "fake", "CHATBOT_FAKE_TOKEN_S": "0.02"}
@@ -95,27 +94,10 @@ pytestmark = [pytest.mark.more, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def programs() -> Path:
     """Return the programs' folder of an environment with BentoML, which is built once."""
-    wanted = (FOLDER / "requirements.txt").read_bytes()
-    folder = settings.read_settings().cache_dir / "swaps" / "bentoml"
-    made = folder / f"made-{hashlib.sha256(wanted).hexdigest()[:16]}"
-    if not made.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        python = folder / "bin" / "python"
-        pip = [python, "-m", "pip", "install", "--quiet", "--no-color"]
-        try:
-            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            subprocess.run(
-                [*pip, "--requirement", FOLDER / "requirements.txt"],
-                check=True,
-                capture_output=True,
-                timeout=BUILD_S,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            said = (getattr(error, "stderr", None) or b"").decode(errors="replace").splitlines()
-            why = [line for line in said if line.startswith("ERROR: ")] or [str(error)]
-            pytest.skip(f"The environment of swaps/bentoml could not be built. {why[-1]}")
-        made.touch()
-    return folder / "bin"
+    try:
+        return swaps.build_bentoml()
+    except results.MeasureError as error:
+        pytest.skip(f"The environment of swaps/bentoml could not be built: {error}")
 
 
 Start = Callable[..., launch.Server]

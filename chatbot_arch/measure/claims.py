@@ -458,6 +458,12 @@ PAGES = (
         measure="cpu_s",
         **FEWER,
     ),
+    drawn(
+        "34e",
+        "React draws the first word sooner than native messages",
+        OURS,
+        **EARLIER | {"shapes": (swaps.NATIVE, swaps.REACT)},
+    ),
 )
 
 # %% ../../nbs/measure/claims.ipynb #swap-backends
@@ -504,6 +510,13 @@ BACKENDS = (
         measure="cpu_s",
         **COST,
     ),
+)
+
+# %% ../../nbs/measure/claims.ipynb #swap-starts
+begun = partial(Claim, experiment=swaps.swap_start, shapes=(swaps.UVICORN, swaps.BENTOML), **REAL)
+SWAPS = (
+    *PAGES,
+    *BACKENDS,
     served(
         "36d",
         "Sixteen people get fewer tokens a second from BentoML",
@@ -513,13 +526,6 @@ BACKENDS = (
         **RATE,
         **FEWER,
     ),
-)
-
-# %% ../../nbs/measure/claims.ipynb #swap-starts
-begun = partial(Claim, experiment=swaps.swap_start, shapes=(swaps.UVICORN, swaps.BENTOML), **REAL)
-SWAPS = (
-    *PAGES,
-    *BACKENDS,
     begun("37a", "BentoML needs more memory", OURS, **MEMORY, **COST),
     begun("37b", "BentoML is ready later", OURS, measure="ready_s", **COST | {"why": NOTICED}),
 )

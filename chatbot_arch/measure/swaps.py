@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'FOLDER', 'LONGEST_S', 'EMPTY', 'NOT_WRITTEN', 'NOT_HERE', 'ROUTES', 'SWAPS', 'UVICORN', 'BENTOML', 'START_S',
-           'CROWD', 'CONTRACT', 'OUTCOMES', 'STREAMLIT', 'REACT', 'NPM', 'USERS', 'run_program', 'Swap', 'count_lines',
-           'size_case', 'shape_of', 'swap_size', 'build_bentoml', 'start_server', 'family', 'start', 'swap_backend',
-           'start_case', 'swap_start', 'read_outcome', 'contract_case', 'swap_contract', 'build_react', 'start_files',
-           'find_missing', 'ReactUser', 'ask_in_tab', 'swap_page', 'describe_versions']
+           'CROWD', 'CONTRACT', 'OUTCOMES', 'STREAMLIT', 'NATIVE', 'REACT', 'NPM', 'USERS', 'run_program', 'Swap',
+           'count_lines', 'size_case', 'shape_of', 'swap_size', 'build_bentoml', 'start_server', 'family', 'start',
+           'swap_backend', 'start_case', 'swap_start', 'read_outcome', 'contract_case', 'swap_contract', 'build_react',
+           'start_files', 'find_missing', 'ReactUser', 'ask_in_tab', 'swap_page', 'describe_versions']
 
 # %% ../../nbs/measure/swaps.ipynb #imports
 import hashlib
@@ -284,7 +284,7 @@ def swap_contract(bench: rounds.Bench, engine: str, scale: experiments.Scale) ->
     return rounds.alternate("swap_contract", engine, cases, scale.counts, attempts=1)
 
 # %% ../../nbs/measure/swaps.ipynb #react
-STREAMLIT, REACT = "Streamlit", "React"
+STREAMLIT, NATIVE, REACT = "Streamlit", "Streamlit, native", "React"
 NPM = "The page in React is built by npm, which comes with Node. Install Node 20.19 or newer."
 
 
@@ -325,7 +325,7 @@ class ReactUser(outside.BrowserUser):
     box, complaint = "textarea", "li [role=alert]"
 
 
-USERS = {STREAMLIT: outside.BrowserUser, REACT: ReactUser}
+USERS = {STREAMLIT: outside.BrowserUser, NATIVE: outside.BrowserUser, REACT: ReactUser}
 
 
 def ask_in_tab(name: str, url: str, question: str, pids: Sequence[int]) -> dict[str, float]:
@@ -354,18 +354,19 @@ def swap_page(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> exp
     """A page's opening and a reply, in a browser: the Streamlit page, and the one in React."""
     port = launch.find_free_port()
     origin = f"http://{launch.HOST}:{port}"
-    app = bench.app("microservices", engine, CHATBOT_ALLOWED_ORIGINS=origin)
-    backend, page = app.servers
+    backend, page = bench.app("microservices", engine, CHATBOT_ALLOWED_ORIGINS=origin).servers
+    own_backend, native = bench.app("microservices", engine, CHATBOT_CHAT_UI="native").servers
     folder = build_react(Path(bench.folder), backend.url)
     files = bench.server(REACT, partial(start_files, folder, port))
     launch.wait_until_ready(files, START_S)
     question = experiments.question_of(engine, scale.tokens)
 
-    def ask(name: str, server: launch.Server) -> rounds.Case:
-        asked = (name, server.url, question, [*family(backend), *family(server)])
-        return lambda: bench.load(ask_in_tab, *asked)
+    def ask(name: str, server: launch.Server, asked: launch.Server = backend) -> rounds.Case:
+        given = (name, server.url, question, [*family(asked), *family(server)])
+        return lambda: bench.load(ask_in_tab, *given)
 
     cases = {STREAMLIT: ask(STREAMLIT, page), REACT: ask(REACT, files)}
+    cases |= {NATIVE: ask(NATIVE, native, own_backend)}
     cases = experiments.with_again(cases, scale.again)  # attempts: a browser looks like others
     return rounds.alternate("swap_page", engine, cases, scale.starts, attempts=1)
 
