@@ -85,7 +85,7 @@ def test_an_empty_variable_takes_pip(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not by_uv.exists()
 
 
-def test_contributing_says_what_was_measured() -> None:
+def test_texts_say_what_was_measured() -> None:
     rounds = committed_results("install")["rounds"]
     text = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
 
@@ -98,3 +98,6 @@ def test_contributing_says_what_was_measured() -> None:
     assert f"its page after {pip} with pip and after {uv} with uv, three times each" in text
     pip, uv = spread("pip", "answered_s"), spread("uv", "answered_s")
     assert f"a first reply was whole after {pip} and {uv}" in text
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    pip, uv = spread("pip", "page_s"), spread("uv", "page_s")
+    assert f"after {uv} with uv, {pip} with pip" in readme

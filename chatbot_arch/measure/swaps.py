@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'FOLDER', 'LONGEST_S', 'EMPTY', 'NOT_WRITTEN', 'NOT_HERE', 'ROUTES', 'SWAPS', 'UVICORN', 'BENTOML', 'START_S',
-           'CROWD', 'CONTRACT', 'OUTCOMES', 'STREAMLIT', 'NATIVE', 'REACT', 'NPM', 'USERS', 'run_program', 'Swap',
-           'count_lines', 'size_case', 'shape_of', 'swap_size', 'build_bentoml', 'start_server', 'family', 'start',
-           'swap_backend', 'start_case', 'swap_start', 'read_outcome', 'contract_case', 'swap_contract', 'build_react',
-           'start_files', 'find_missing', 'ReactUser', 'ask_in_tab', 'swap_page', 'describe_versions']
+           'WANTED', 'CROWD', 'CONTRACT', 'OUTCOMES', 'STREAMLIT', 'NATIVE', 'REACT', 'NPM', 'USERS', 'run_program',
+           'Swap', 'count_lines', 'size_case', 'shape_of', 'swap_size', 'find_bentoml', 'build_bentoml', 'start_server',
+           'family', 'start', 'swap_backend', 'start_case', 'swap_start', 'read_outcome', 'contract_case',
+           'swap_contract', 'build_react', 'start_files', 'find_missing', 'ReactUser', 'ask_in_tab', 'start_native',
+           'swap_page', 'describe_versions']
 
 # %% ../../nbs/measure/swaps.ipynb #imports
 import hashlib
@@ -140,19 +141,26 @@ UVICORN, BENTOML = "uvicorn", "BentoML"
 START_S = 120.0
 
 
+WANTED = FOLDER / "bentoml" / "requirements.txt"
+
+
+def find_bentoml() -> tuple[Path, Path]:
+    """Return where an environment with BentoML has its programs, and a file that it is whole."""
+    folder = settings.read_settings().cache_dir / "swaps" / "bentoml"
+    digest = hashlib.sha256(WANTED.read_bytes()).hexdigest()[:16]
+    return folder / ("Scripts" if sys.platform == "win32" else "bin"), folder / f"made-{digest}"
+
+
 def build_bentoml() -> Path:
-    """Return the folder of programs of an environment with BentoML; build it if there is none.
+    """Return the folder of its programs; build the environment if there is none.
 
     Raises `MeasureError` if it cannot be built.
     """
-    wanted = FOLDER / "bentoml" / "requirements.txt"
-    folder = settings.read_settings().cache_dir / "swaps" / "bentoml"
-    programs = folder / ("Scripts" if sys.platform == "win32" else "bin")
-    made = folder / f"made-{hashlib.sha256(wanted.read_bytes()).hexdigest()[:16]}"
+    programs, made = find_bentoml()
     if not made.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        run_program(sys.executable, "-m", "venv", folder)
-        install = ("-m", "pip", "install", "--quiet", "--no-color", "--requirement", wanted)
+        shutil.rmtree(made.parent, ignore_errors=True)
+        run_program(sys.executable, "-m", "venv", made.parent)
+        install = ("-m", "pip", "install", "--quiet", "--no-color", "--requirement", WANTED)
         run_program(programs / "python", *install)
         made.touch()
     return programs
@@ -350,23 +358,36 @@ def ask_in_tab(name: str, url: str, question: str, pids: Sequence[int]) -> dict[
     }
 
 # %% ../../nbs/measure/swaps.ipynb #pages
+def start_native(folder: str, backend: launch.Server) -> launch.Server:
+    """Start a page with Streamlit's own messages that asks a backend; its chats are in a folder."""
+    port = launch.find_free_port()
+    own = {"CHATBOT_BACKEND_URL": backend.url, "CHATBOT_CHAT_UI": "native"}
+    own |= {"CHATBOT_DATABASE_URL": f"sqlite:///{folder}/native.db"}
+    command = launch.page_command(launch.PAGES["microservices"], port)
+    url = f"http://{launch.HOST}:{port}"
+    return launch.start_server("page", command, url, "/_stcore/health", own)
+
+
 def swap_page(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> experiments.Rows:
     """A page's opening and a reply, in a browser: the Streamlit page, and the one in React."""
     port = launch.find_free_port()
     origin = f"http://{launch.HOST}:{port}"
     backend, page = bench.app("microservices", engine, CHATBOT_ALLOWED_ORIGINS=origin).servers
-    own_backend, native = bench.app("microservices", engine, CHATBOT_CHAT_UI="native").servers
     folder = build_react(Path(bench.folder), backend.url)
-    files = bench.server(REACT, partial(start_files, folder, port))
-    launch.wait_until_ready(files, START_S)
+    pages = {
+        STREAMLIT: page,
+        REACT: bench.server(REACT, partial(start_files, folder, port)),
+        NATIVE: bench.server(NATIVE, partial(start_native, bench.folder, backend)),
+    }
     question = experiments.question_of(engine, scale.tokens)
 
-    def ask(name: str, server: launch.Server, asked: launch.Server = backend) -> rounds.Case:
-        given = (name, server.url, question, [*family(asked), *family(server)])
-        return lambda: bench.load(ask_in_tab, *given)
+    def ask(name: str) -> rounds.Case:
+        launch.wait_until_ready(pages[name], START_S)
+        asked = (name, pages[name].url, question, [*family(backend), *family(pages[name])])
+        bench.load(ask_in_tab, *asked)  # a page's first visit takes longer
+        return lambda: bench.load(ask_in_tab, *asked)
 
-    cases = {STREAMLIT: ask(STREAMLIT, page), REACT: ask(REACT, files)}
-    cases |= {NATIVE: ask(NATIVE, native, own_backend)}
+    cases = {name: ask(name) for name in pages}
     cases = experiments.with_again(cases, scale.again)  # attempts: a browser looks like others
     return rounds.alternate("swap_page", engine, cases, scale.starts, attempts=1)
 
@@ -374,9 +395,12 @@ def swap_page(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> exp
 def describe_versions() -> dict[str, str]:
     """Return the versions of BentoML and Node, where they are found."""
     asked = "import importlib.metadata as data; print(data.version('bentoml'))"
+    commands = {
+        "bentoml": (find_bentoml()[0] / "python", "-c", asked),
+        "node": ("node", "--version"),
+    }
     found = {}
-    with suppress(results.MeasureError):
-        found["bentoml"] = run_program(build_bentoml() / "python", "-c", asked).strip()
-    with suppress(results.MeasureError):
-        found["node"] = run_program("node", "--version").strip().removeprefix("v")
+    for name, command in commands.items():
+        with suppress(results.MeasureError):
+            found[name] = run_program(*command).strip().removeprefix("v")
     return found
