@@ -333,6 +333,12 @@ def test_two_committed_runs_are_apart_and_contradict_each_other_nowhere(
     assert untold[(untold.before != UNTOLD) & (untold.now != UNTOLD)].empty
 
 
+def test_swaps_without_node_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(results.MeasureError, match="Install Node"):
+        report.choose([], "swaps")
+
+
 def test_page_on_clusters_says_what_both_runs_measured() -> None:
     page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
     later, back, lost, stays = [], [], set(), []
@@ -354,6 +360,58 @@ def test_page_on_clusters_says_what_both_runs_measured() -> None:
     assert lost == {4.0}
     assert f"in each of {len(back)} rounds" in page
     assert {f"{each:.1f} times as long" in page for each in stays} == {True}
+
+
+def test_page_on_swaps_says_what_both_runs_measured() -> None:
+    page = " ".join((ROOT / "docs" / "swaps.md").read_text(encoding="utf-8").split())
+    names = ("swaps-first", "swaps")
+    frames = [pd.read_csv(io.StringIO(read_committed(f"{name}.csv"))) for name in names]
+
+    def both(experiment: str, shape: str, measure: str, form: str, engine: str = "fake") -> str:
+        factor = 1000 if form.endswith("ms") else 1
+        medians = []
+        for frame in frames:
+            of = frame[(frame.experiment == experiment) & (frame["shape"] == shape)]
+            of = of[(of.measure == measure) & (of.engine == engine)]
+            medians.append(factor * of.value.median())
+        return form.format(*medians)
+
+    for shape, before in (("React", "is there after "), ("Streamlit", "Streamlit's after ")):
+        assert before + both("swap_page", shape, "open_s", "{:.2f} and {:.2f} s") in page
+        assert both("swap_page", shape, "first_s", "{:.0f} and {:.0f} ms") in page
+        assert both("swap_page", shape, "cpu_s", "{:.0f} and {:.0f} ms") in page
+    native = both("swap_page", "Streamlit, native", "first_s", "{:.0f} and {:.0f} ms")
+    assert f"`CHATBOT_CHAT_UI=native` it is {native}" in page
+    rows = {
+        "| 1 | first word, ms |": ("swap_backend", "{}, 1", "first_s", "{:.1f} and {:.1f} ms"),
+        "| 16 | first word, ms |": ("swap_backend", "{}, 16", "first_s", "{:.1f} and {:.1f} ms"),
+        "| 16 | tokens/s |": ("swap_backend", "{}, 16", "tokens_per_s", "{:.0f} and {:.0f}"),
+        "| 16 | work for a reply, ms |": (
+            "swap_backend",
+            "{}, 16",
+            "cpu_s",
+            "{:.1f} and {:.1f} ms",
+        ),
+        "| with a model | ready, s |": ("swap_start", "{}", "ready_s", "{:.1f} and {:.1f}"),
+        "| with a model | memory, MB |": ("swap_start", "{}", "memory_mb", "{:.0f} and {:.0f}"),
+    }
+    for row, (experiment, shape, measure, form) in rows.items():
+        engine = "llamacpp" if experiment == "swap_start" else "fake"
+        told = [
+            both(experiment, shape.format(name), measure, form, engine).removesuffix(" ms")
+            for name in ("uvicorn", "BentoML")
+        ]
+        assert f"{row} {told[0]} | {told[1]} |" in page
+    size = frames[1][frames[1].measure == "lines_changed"].groupby("shape").value.first()
+    assert size["deep-chat, microservices"] == size["BentoML, microservices"] == 0
+    assert f"The page in React changed {size['React, microservices']:.0f}," in page
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    changed = f"{size['React, microservices']:.0f}"
+    assert f"in React changed {changed} lines of the package, a BentoML service none" in readme
+    assert f"with its routes, {size['React, monolith']:.0f} lines here" in page
+    assert f"the page that asks it, {size['BentoML, monolith']:.0f} lines" in page
+    passed = {frame[frame.measure == "tests_passed"].value.median() for frame in frames}
+    assert {f"{each:.0f} tests passed against the BentoML" in page for each in passed} == {True}
 
 
 def test_plan_of_the_quick_form_is_within_eight_minutes_and_the_full_within_45() -> None:

@@ -18,8 +18,11 @@ import tabs
 from check_sync import ROOT
 from playwright.sync_api import Browser, expect
 
+import chatbot_arch.measure.claims as claims
+import chatbot_arch.measure.experiments as experiments
 import chatbot_arch.measure.launch as launch
 import chatbot_arch.measure.results as results
+import chatbot_arch.measure.rounds as rounds
 import chatbot_arch.measure.swaps as swaps
 
 FOLDER = ROOT / "swaps" / "bentoml"
@@ -379,3 +382,22 @@ def test_native_reply_goes_on_after_its_client_left(
         assert post(server, "/chat", "/echo hi").text.strip('"') == "hi"
         waited_s.append(time.monotonic() - began)
     assert waited_s[0] < 2 < 3 < waited_s[1]  # the one thread that answers is busy
+
+
+def test_both_backends_are_measured(programs: Path) -> None:
+    few = experiments.Scale(rounds=1, starts=1, tokens=4, times=1)
+    with rounds.Bench(FAKE) as bench:
+        steps = (swaps.swap_backend, swaps.swap_start)
+        rows = [row for step in steps for done in step(bench, "fake", few) for row in done]
+        started = [
+            psutil.Process(pid) for each in bench.servers.values() for pid in swaps.family(each)
+        ]
+    seen = {(row.shape, row.measure): row.value for row in rows}
+    for shape in claims.AT_ONE + claims.AT_MANY:
+        assert seen[shape, "characters"] == len("word word word word")
+        assert seen[shape, "tokens_per_s"] > 0
+    for name in (swaps.UVICORN, swaps.BENTOML):
+        assert seen[name, "ready_s"] > 0
+        assert seen[name, "memory_mb"] > 10
+    assert started
+    assert not list(filter(launch.is_alive, started))

@@ -20,7 +20,10 @@ from check_sync import ROOT
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 from tabs import SLOWLY, open_context
 
+import chatbot_arch.measure.experiments as experiments
 import chatbot_arch.measure.launch as launch
+import chatbot_arch.measure.rounds as rounds
+import chatbot_arch.measure.swaps as swaps
 
 REACT, DEEP_CHAT, PICTURES = ROOT / "swaps/react", ROOT / "swaps/deep-chat", ROOT / "docs/pages"
 DEFAULT_BACKEND = "http://127.0.0.1:8000"
@@ -501,3 +504,14 @@ def test_deep_chat_asks_the_same_backend(
         box.press_sequentially("hello")
         box.press("Enter")
         expect(chat.get_by_text(f"No backend answers this page at {backend_url}")).to_be_visible()
+
+
+def test_pages_are_measured_in_a_browser() -> None:
+    few = experiments.Scale(starts=1, tokens=4)
+    with rounds.Bench({"CHATBOT_FAKE_TOKEN_S": "0.02"}) as bench:
+        rows = [row for done in swaps.swap_page(bench, "fake", few) for row in done]
+    seen = {(row.shape, row.measure): row.value for row in rows}
+    for shape in (swaps.STREAMLIT, swaps.NATIVE, swaps.REACT):
+        assert seen[shape, "characters"] == len("word word word word")
+        assert 0 < seen[shape, "first_s"] <= seen[shape, "reply_s"]
+        assert seen[shape, "open_s"] > 0

@@ -71,11 +71,11 @@ SECONDS: dict[str, tuple[float, float]] = {
     "ray_replicas, llamacpp": (0, 229),
     "ray_sessions, llamacpp": (0, 177),
     "swap_size, fake": (0, 1),
-    "swap_page, fake": (0, 190),
-    "swap_contract, fake": (0, 73),
-    "swap_backend, fake": (0, 230),
-    "swap_backend, llamacpp": (0, 300),
-    "swap_start, llamacpp": (0, 150),
+    "swap_page, fake": (0, 181),
+    "swap_contract, fake": (0, 77),
+    "swap_backend, fake": (0, 369),
+    "swap_backend, llamacpp": (0, 247),
+    "swap_start, llamacpp": (0, 215),
 }
 
 # %% ../../nbs/measure/evidence.ipynb #plan

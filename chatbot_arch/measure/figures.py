@@ -166,4 +166,6 @@ def to_svg(figure: Figure) -> str:
     with mpl.rc_context(TEXT), io.StringIO() as file:
         figure.savefig(file, format="svg", transparent=True, metadata=UNSAID)
         text = re.sub(r"\s*\n\s*", " ", file.getvalue())
+    text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)  # by no angle
+    text = re.sub(r"(\.\d\d)\d+", r"\1", text)  # a hundredth of a point is never seen
     return text[text.index("<svg") :].replace("#000000", "currentColor")
