@@ -169,6 +169,7 @@ MAY_IMPORT = {
         "measure.experiments",
         "measure.launch",
         "measure.rounds",
+        "measure.swaps",
         "measure.users",
         "measure.verdicts",
     },

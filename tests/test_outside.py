@@ -7,6 +7,7 @@ import pytest
 
 import chatbot_arch.measure.outside as outside
 import chatbot_arch.measure.rounds as rounds
+from chatbot_arch.measure.users import PageError
 
 PAGE = """
 <textarea data-testid="stChatInputTextArea"></textarea>
@@ -25,7 +26,7 @@ PAGE = """
   });
 </script>
 """
-LATE_BUTTON = "say('one'); after(150, stop); after(300, say, 'one two'); after(320, rest);"
+LATE_BUTTON = "say('one'); after(500, stop); after(700, say, 'one two'); after(720, rest);"
 LATE_WORD = "stop(); say('one'); after(300, say, 'one two'); after(320, rest);"
 LAST = "after(380, say, 'one two three');"
 
@@ -42,6 +43,15 @@ def users() -> Iterator[rounds.Users]:
     process = rounds.Users()
     yield process
     process.close()
+
+
+def test_browser_user_tells_what_a_page_complains_of(tmp_path: Path, users: rounds.Users) -> None:
+    page = tmp_path / "page.html"
+    complain = "after(300, () => document.body.insertAdjacentHTML('beforeend', ALERT));"
+    alert = "`<p data-testid='stAlertContentError'>No backend answers.</p>`"
+    page.write_text(PAGE.replace("STEPS", complain.replace("ALERT", alert)), encoding="utf-8")
+    with pytest.raises(PageError, match="No backend answers"):
+        users.run(ask, page.as_uri())
 
 
 @pytest.mark.parametrize(

@@ -420,16 +420,16 @@ CLUSTER = (
 )
 
 # %% ../../nbs/measure/claims.ipynb #swaps
-swapped = partial(count, experiment=swaps.swap_size, measure="lines_changed")
+swapped = partial(count, experiment=swaps.swap_size, measure="lines_needed")
 served = partial(Claim, experiment=swaps.swap_backend)
 drawn = partial(Claim, experiment=swaps.swap_page, shapes=(swaps.STREAMLIT, swaps.REACT), **FAKE)
-UNCHANGED = {"relation": none_in_second, "why": "some in a monolith, 0 beside microservices"}
+UNCHANGED = {"relation": none_in_second, "why": "some in a monolith, 0 with microservices"}
 AT_BOTH = AT_ONE, AT_MANY = ("uvicorn, 1", "BentoML, 1"), ("uvicorn, 16", "BentoML, 16")
-EARLIER = LATER | {"kind": "less"}
+EARLIER = LATER | {"kind": "less", "why": "half the wait is another experience"}
 
 
 def sizes_of(name: str) -> tuple[str, str]:
-    """Return the shapes of a replacement: in a monolith, and beside microservices."""
+    """Return the shapes of a replacement: in a monolith, and with microservices."""
     return swaps.shape_of(name, True), swaps.shape_of(name, False)
 
 # %% ../../nbs/measure/claims.ipynb #swap-claims
@@ -437,14 +437,14 @@ PAGES = (
     swapped(
         "33a",
         "A page in React needs no change in the package",
-        ARTICLE,
+        BELIEF,
         shapes=sizes_of("React"),
         **UNCHANGED,
     ),
     swapped(
         "33b",
         "A finished chat component needs no change in the package",
-        ARTICLE,
+        BELIEF,
         shapes=sizes_of("deep-chat"),
         **UNCHANGED,
     ),
@@ -471,14 +471,14 @@ BACKENDS = (
     swapped(
         "33c",
         "BentoML as the backend needs no change in the package",
-        ARTICLE,
+        BELIEF,
         shapes=sizes_of("BentoML"),
         **UNCHANGED,
     ),
     count(
         "35",
-        "As a BentoML service, the backend keeps its contract",
-        ARTICLE,
+        "As a BentoML service, the backend passes the contract's tests",
+        BELIEF,
         experiment=swaps.swap_contract,
         shapes=(swaps.UVICORN, swaps.BENTOML),
         measure="tests_failed",

@@ -330,6 +330,8 @@ def backend_case(
     def measure() -> dict[str, float]:
         cpu_s = load.cpu_of(pids)
         seen = bench.load(load.ask_backends, urls, bodies, times)
+        if pids:
+            time.sleep(load.SETTLE_S)  # what a server does after a reply's end counts, too
         worked = {"cpu_s": (load.cpu_of(pids) - cpu_s) / replies} if pids else {}
         return seen | worked | {"tokens_per_s": replies * tokens / seen["all_s"]}
 

@@ -127,8 +127,14 @@ def publish(stem: Path, checkout: Path) -> list[Path]:
     Each form has a page of its own; only that of `claims` goes into the README, too.
     """
     run, frame = tables.read_run(stem)
+    wanted = {claim.experiment.__name__ for claim in claims.FORMS.get(stem.name, ())}
     if run["form"] != "full" or stem.name not in PAGES:
         raise results.MeasureError("Only a full run of all claims is published.")
+    if missing := sorted(wanted - set(frame.experiment)):
+        failed = next((e["why"] for e in run["claims"] if missing[0] in e["rows"]), "")
+        raise results.MeasureError(
+            f"{missing[0]} was not measured, so it is not published: {failed}"
+        )
     page = checkout / "docs" / PAGES[stem.name]
     blocks = {page: {"verdicts": claims_block(run)}}
     if stem.name == "claims":

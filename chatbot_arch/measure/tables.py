@@ -81,7 +81,8 @@ def values_text(record: dict[str, Any]) -> str:
     if not record["values"]:
         return ""
     known = [math.nan if value is None else value for value in record["values"].values()]
-    return " / ".join(f"{float(f'{value:.3g}'):g}" for value in known) + f" {record['unit']}"
+    digits = "{:.6g}" if record["rule"]["kind"] == "count" else "{:.3g}"  # what is counted is whole
+    return " / ".join(f"{float(digits.format(each)):g}" for each in known) + f" {record['unit']}"
 
 
 def rule_text(rule: dict[str, Any]) -> str:
