@@ -1,10 +1,15 @@
 """Labs that run as they stand, run again in the same kernel, and leave no process behind."""
 
+import ast
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+import chatbot_arch.measure.experiments as experiments
+import chatbot_arch.measure.verdicts as verdicts
 
 FOLDER = Path(__file__).parent.parent / "nbs"
 INDEX = FOLDER / "labs" / "index.ipynb"  # nothing in it runs
@@ -94,3 +99,13 @@ def test_lab_runs_twice_and_leaves_no_process(path: Path) -> None:
         if "image/png" in output.get("data", {})
     ]
     assert pictures
+
+
+@pytest.mark.parametrize("name", ["cluster", "swap"])
+def test_lab_of_many_experiments_measures_often_enough_for_verdicts(name: str) -> None:
+    text = (FOLDER / "labs" / f"{name}.ipynb").read_text(encoding="utf-8")
+    [given] = re.findall(r"experiments\.Scale\((.*?)\)", text)
+    pairs = re.findall(r"(\w+)=(\w+)", given)
+    scale = experiments.Scale(**{key: ast.literal_eval(value) for key, value in pairs})
+    assert scale.counts >= verdicts.MIN_COUNTS
+    assert min(scale.rounds, scale.starts) >= verdicts.MIN_ROUNDS

@@ -235,7 +235,7 @@ def test_tables_are_published_in_all_texts_or_in_none(tmp_path: Path) -> None:
     ("name", "file", "blocks"),
     [
         ("clusters", "cluster.md", ("verdicts", "runs")),
-        ("swaps", "swaps.md", ("verdicts", "runs", "swaps")),
+        ("swaps", "swaps.md", ("verdicts", "runs", "swaps", "pages", "backends")),
     ],
 )
 def test_other_forms_are_published_on_their_own_pages(
@@ -252,6 +252,18 @@ def test_other_forms_are_published_on_their_own_pages(
     number = len(claims.FORMS[name])
     assert f"{number} of {number} verdicts are the same in both runs" in page.read_text()
     assert "\nold\n" not in page.read_text()
+
+
+def test_run_with_a_failed_step_is_not_published(tmp_path: Path) -> None:
+    run, frame = APART["swaps"]
+    records = [
+        each | {"why": "No browser was found."} if "swap_page" in each["rows"] else each
+        for each in run["claims"]
+    ]
+    results.write_json(run | {"claims": records}, tmp_path / "swaps.json")
+    frame[frame.experiment != "swap_page"].to_csv(tmp_path / "swaps.csv", index=False)
+    with pytest.raises(results.MeasureError, match=r"swap_page was not measured.*No browser"):
+        publish.publish(tmp_path / "swaps", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["claims", *APART])

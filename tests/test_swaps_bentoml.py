@@ -389,9 +389,10 @@ def test_both_backends_are_measured(programs: Path) -> None:
     with rounds.Bench(FAKE) as bench:
         steps = (swaps.swap_backend, swaps.swap_start)
         rows = [row for step in steps for done in step(bench, "fake", few) for row in done]
-        started = [
-            psutil.Process(pid) for each in bench.servers.values() for pid in swaps.family(each)
-        ]
+        servers = list(bench.servers.values())
+        started = [psutil.Process(pid) for each in servers for pid in swaps.family(each)]
+        service = next(each for each in servers if workers(each))
+        assert {each.pid for each in workers(service)} <= set(swaps.family(service))
     seen = {(row.shape, row.measure): row.value for row in rows}
     for shape in claims.AT_ONE + claims.AT_MANY:
         assert seen[shape, "characters"] == len("word word word word")

@@ -72,11 +72,11 @@ SECONDS: dict[str, tuple[float, float]] = {
     "ray_replicas, llamacpp": (0, 229),
     "ray_sessions, llamacpp": (0, 177),
     "swap_size, fake": (0, 1),
-    "swap_page, fake": (0, 300),
-    "swap_contract, fake": (0, 77),
-    "swap_backend, fake": (0, 260),
-    "swap_backend, llamacpp": (0, 247),
-    "swap_start, llamacpp": (0, 215),
+    "swap_page, fake": (0, 287),
+    "swap_contract, fake": (0, 78),
+    "swap_backend, fake": (0, 273),
+    "swap_backend, llamacpp": (0, 250),
+    "swap_start, llamacpp": (0, 202),
 }
 
 # %% ../../nbs/measure/evidence.ipynb #plan
