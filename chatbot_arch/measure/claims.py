@@ -13,9 +13,9 @@ __all__ = ['SPLIT', 'ARTICLE', 'BELIEF', 'OURS', 'BLINOWSKI', 'OKROJ', 'NOTICED'
            'size', 'EVERY', 'AGAIN', 'TWO_TURNS', 'LATE', 'GOES_ON', 'ALIKE', 'KEPT', 'STAYS', 'WHOLE', 'NONE', 'ASKED',
            'BYTES', 'READ', 'COUNTS', 'NEARLY', 'EITHER', 'ray', 'proxy', 'killed', 'updated', 'THREE', 'TWO_HERE',
            'BEHIND', 'BEHIND_MANY', 'CRASHED', 'FEWER', 'SURVIVES', 'UNNOTICED', 'INSTANCES', 'CLUSTER', 'swapped',
-           'served', 'drawn', 'UNCHANGED', 'AT_BOTH', 'AT_ONE', 'AT_MANY', 'EARLIER', 'PAGES', 'BACKENDS', 'begun',
-           'SWAPS', 'CLAIMS', 'FORMS', 'PUBLISHED', 'NOT_HERE', 'Claim', 'both_none', 'both_whole', 'every_run',
-           'both_two', 'only_second_late', 'first_two', 'none_in_second', 'sizes_of', 'find_claims']
+           'served', 'drawn', 'UNCHANGED', 'AT_ONE', 'AT_MANY', 'EARLIER', 'PAGES', 'BACKENDS', 'begun', 'SWAPS',
+           'CLAIMS', 'FORMS', 'PUBLISHED', 'NOT_HERE', 'Claim', 'both_none', 'both_whole', 'every_run', 'both_two',
+           'only_second_late', 'first_two', 'none_in_second', 'sizes_of', 'find_claims']
 
 # %% ../../nbs/measure/claims.ipynb #imports
 from collections.abc import Callable, Collection
@@ -424,7 +424,7 @@ swapped = partial(count, experiment=swaps.swap_size, measure="lines_needed")
 served = partial(Claim, experiment=swaps.swap_backend)
 drawn = partial(Claim, experiment=swaps.swap_page, shapes=(swaps.STREAMLIT, swaps.REACT), **FAKE)
 UNCHANGED = {"relation": none_in_second, "why": "some in a monolith, 0 with microservices"}
-AT_BOTH = AT_ONE, AT_MANY = ("uvicorn, 1", "BentoML, 1"), ("uvicorn, 16", "BentoML, 16")
+AT_ONE, AT_MANY = ("uvicorn, 1", "BentoML, 1"), ("uvicorn, 16", "BentoML, 16")
 EARLIER = LATER | {"kind": "less", "why": "half the wait is another experience"}
 
 
