@@ -43,7 +43,9 @@ def measured_by(run: dict[str, Any]) -> str:
     on = f"{machine['cores']} cores of {machine['processor']}, {machine['memory']}"
     told = f"Measured {moment(run)} by `{run['command']}`"
     known = {"ray": "Ray", "bentoml": "BentoML", "node": "Node"}
-    more = [f"{known[name]} {each}" for name, each in run["versions"].items() if name in known]
+    more = [
+        f"{known[name]} {each}" for name, each in run.get("versions", {}).items() if name in known
+    ]
     return f"{told} on {on}, {machine['system']}" + (f", with {' and '.join(more)}" if more else "")
 
 
