@@ -266,13 +266,11 @@ def test_page_is_told_when_all_replicas_die(
 @pytest.fixture
 def page_url(cluster: launch.Server) -> Iterator[str]:
     """Serve the front end in front of the cluster; yield its address."""
-    port = launch.find_free_port()
-    url, command = f"http://{launch.HOST}:{port}", launch.page_command("frontend.py", port)
     asked = {"CHATBOT_BACKEND_URL": cluster.url, "CHATBOT_DATABASE_URL": "sqlite://"}
-    server = launch.start_server("page", command, url, "/_stcore/health", asked)
+    server = launch.start_page(asked)
     try:
         launch.wait_until_ready(server, READY_S)
-        yield url
+        yield server.url
     finally:
         launch.stop_server(server)
 

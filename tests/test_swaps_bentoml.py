@@ -315,13 +315,11 @@ def test_bad_setting_is_one_sentence(programs: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def page_url(service: launch.Server) -> Iterator[str]:
     """Serve the front end in front of the service; yield its address."""
-    port = launch.find_free_port()
-    url, command = f"http://{launch.HOST}:{port}", launch.page_command("frontend.py", port)
     asked = {"CHATBOT_BACKEND_URL": service.url, "CHATBOT_DATABASE_URL": "sqlite://"}
-    server = launch.start_server("page", command, url, "/_stcore/health", asked)
+    server = launch.start_page(asked)
     try:
         launch.wait_until_ready(server, READY_S)
-        yield url
+        yield server.url
     finally:
         launch.stop_server(server)
 

@@ -7,7 +7,8 @@ __all__ = ['GUARD_SPARE_S', 'HOST', 'PORTS', 'Architecture', 'PACKAGE', 'PAGES',
            'CLUSTER', 'CLUSTER_GRACE_S', 'find_session', 'is_alive', 'LaunchError', 'Server', 'start_server',
            'kill_server', 'stop_server', 'is_free', 'find_free_port', 'is_ready', 'wait_until_ready',
            'process_memory_mb', 'App', 'page_command', 'backend_command', 'forwarded_host', 'name_hosts',
-           'backend_grace_s', 'start_backend', 'start_cluster', 'start_app', 'start', 'restart', 'watch', 'main']
+           'backend_grace_s', 'start_backend', 'start_page', 'start_cluster', 'start_app', 'start', 'restart', 'watch',
+           'main']
 
 # %% ../../nbs/measure/launch.ipynb #imports
 import argparse
@@ -340,6 +341,15 @@ def start_backend(
     ready_path = "/" if architecture == "article" else "/ready"
     return start_server("backend", command, url, ready_path, environment, grace_s)
 
+
+def start_page(
+    environment: dict[str, str], port: int = 0, architecture: Architecture = "microservices"
+) -> Server:
+    """Start a Streamlit page on loopback, at `port` or, if that is 0 or taken, at a free one."""
+    port = find_free_port(port)
+    command = page_command(PAGES[architecture], port)
+    return start_server("page", command, f"http://{HOST}:{port}", "/_stcore/health", environment)
+
 # %% ../../nbs/measure/launch.ipynb #start-cluster
 CLUSTER = "import chatbot_arch.cluster as cluster; cluster.main()"
 CLUSTER_GRACE_S = 40.0  # for replicas to end one after the other
@@ -380,9 +390,8 @@ def start_app(
     if architecture == "microservices":
         servers += [start_backend(environment, backend_port) for _ in range(backends)]
         environment["CHATBOT_BACKEND_URL"] = servers[0].url
-    command = page_command(PAGES[architecture], port)
-    servers.append(start_server("page", command, page_url, "/_stcore/health", environment))
-    return App(architecture, page_url, servers)
+    page = start_page(environment, port, architecture)
+    return App(architecture, page.url, [*servers, page])
 
 
 _running: dict[str, App] = {}

@@ -385,12 +385,9 @@ def ask_in_tab(
 # %% ../../nbs/measure/swaps.ipynb #pages
 def start_native(folder: str, backend: launch.Server) -> launch.Server:
     """Start a page with Streamlit's own messages that asks a backend; its chats are in a folder."""
-    port = launch.find_free_port()
     own = {"CHATBOT_BACKEND_URL": backend.url, "CHATBOT_CHAT_UI": "native"}
     own |= {"CHATBOT_DATABASE_URL": f"sqlite:///{folder}/native.db"}
-    command = launch.page_command(launch.PAGES["microservices"], port)
-    url = f"http://{launch.HOST}:{port}"
-    return launch.start_server("page", command, url, "/_stcore/health", own)
+    return launch.start_page(own)
 
 
 def swap_page(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> experiments.Rows:
