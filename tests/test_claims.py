@@ -21,6 +21,7 @@ import chatbot_arch.measure.publish as publish
 import chatbot_arch.measure.report as report
 import chatbot_arch.measure.results as results
 import chatbot_arch.measure.rounds as rounds
+import chatbot_arch.measure.swaps as swaps
 import chatbot_arch.measure.tables as tables
 import chatbot_arch.measure.users as users
 import chatbot_arch.measure.verdicts as verdicts
@@ -276,6 +277,10 @@ def test_run_resumes_only_where_code_machine_and_form_are_the_same(tmp_path: Pat
     again = evidence.Kept(tmp_path / "part", evidence.stamp("full"))
     assert report.describe_run(again, "full")["dtypes"] == {"llamacpp": "Q8_0"}
     assert not evidence.Kept(tmp_path / "part", evidence.stamp("quick")).steps
+    other = tmp_path / "service.py"  # beside the package, of a replaced part
+    other.write_text("changed")
+    with patch.object(swaps, "list_sources", lambda: [other]):
+        assert evidence.stamp("full") not in stamps
 
 
 def test_two_runs_say_which_verdicts_differ() -> None:

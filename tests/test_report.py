@@ -104,6 +104,13 @@ def test_report_shows_every_round_of_every_claim(page: Page) -> None:
         expect(article.locator("tbody tr")).to_have_count(claim["n"])
 
 
+def test_parts_apart_name_the_programs_beside_ours(page: Page) -> None:
+    for name, (run, _) in APART.items():
+        beside = tables.name_programs(run)
+        assert beside
+        expect(page.locator(f"#{name} + p")).to_contain_text(f", with {beside}.")
+
+
 def test_verdicts_begin_with_those_that_are_published(page: Page) -> None:
     first, others = (page.locator(f"#{part} tr td:first-child") for part in ("published", "others"))
     assert first.all_inner_texts() == [

@@ -75,7 +75,8 @@ APART = {
 def describe_apart(name: str, run: dict[str, Any], frame: pd.DataFrame) -> dict[str, Any]:
     """Return what the page shows of a run of another form, by the name of its files."""
     title, text = APART[name]
-    return {"title": title, "text": text, "run": run, "claims": to_sections(run, frame)}
+    told = {"title": title, "text": text, "run": run, "beside": tables.name_programs(run)}
+    return told | {"claims": to_sections(run, frame)}
 
 
 def describe_choice(measured: choice.Measured) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def chosen_settings() -> dict[str, str]:
 
 def stamp(form: str) -> str:
     """Return what must be the same to go on with an interrupted run, as JSON."""
-    sources = sorted(launch.PACKAGE.rglob("*.py"))
+    sources = [*sorted(launch.PACKAGE.rglob("*.py")), *swaps.list_sources()]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
     code.update(repr(sorted(chosen_settings().items())).encode())
     given = results.describe_machine(), results.describe_versions(), code.hexdigest()[:16]

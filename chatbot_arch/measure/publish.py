@@ -42,11 +42,8 @@ def measured_by(run: dict[str, Any]) -> str:
     machine = run["machine"]
     on = f"{machine['cores']} cores of {machine['processor']}, {machine['memory']}"
     told = f"Measured {moment(run)} by `{run['command']}`"
-    known = {"ray": "Ray", "bentoml": "BentoML", "node": "Node"}
-    more = [
-        f"{known[name]} {each}" for name, each in run.get("versions", {}).items() if name in known
-    ]
-    return f"{told} on {on}, {machine['system']}" + (f", with {' and '.join(more)}" if more else "")
+    beside = tables.name_programs(run)
+    return f"{told} on {on}, {machine['system']}" + (f", with {beside}" if beside else "")
 
 
 def readme_block(run: dict[str, Any]) -> str:

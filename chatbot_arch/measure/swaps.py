@@ -8,7 +8,7 @@ __all__ = ['ROOT', 'FOLDER', 'LONGEST_S', 'EMPTY', 'NOT_WRITTEN', 'NOT_HERE', 'R
            'run_program', 'Swap', 'count_lines', 'size_case', 'shape_of', 'swap_size', 'find_bentoml', 'build_bentoml',
            'start_server', 'family', 'stop', 'start', 'swap_backend', 'start_case', 'swap_start', 'read_outcome',
            'contract_case', 'swap_contract', 'build_react', 'start_files', 'find_missing', 'ReactUser', 'ask_in_tab',
-           'start_native', 'swap_page', 'describe_versions']
+           'start_native', 'swap_page', 'describe_versions', 'list_sources']
 
 # %% ../../nbs/measure/swaps.ipynb #imports
 import hashlib
@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 
 import chatbot_arch.measure.experiments as experiments
 import chatbot_arch.measure.launch as launch
@@ -166,12 +167,14 @@ def build_bentoml() -> Path:
     Raises `MeasureError` if it cannot be built.
     """
     programs, made = find_bentoml()
-    if not made.exists():
-        shutil.rmtree(made.parent, ignore_errors=True)
-        run_program(sys.executable, "-m", "venv", made.parent)
-        install = ("-m", "pip", "install", "--quiet", "--no-color", "--requirement", WANTED)
-        run_program(programs / "python", *install)
-        made.touch()
+    results.make_folder(made.parent.parent)
+    with FileLock(f"{made.parent}.lock"):
+        if not made.exists():
+            shutil.rmtree(made.parent, ignore_errors=True)
+            run_program(sys.executable, "-m", "venv", made.parent)
+            install = ("-m", "pip", "install", "--quiet", "--no-color", "--requirement", WANTED)
+            run_program(programs / "python", *install)
+            made.touch()
     return programs
 
 
@@ -426,3 +429,10 @@ def describe_versions() -> dict[str, str]:
         with suppress(results.MeasureError):
             found[name] = run_program(*command).strip().removeprefix("v")
     return found
+
+
+def list_sources() -> list[Path]:
+    """Return the files outside of the package that the experiments run, in order."""
+    tests = [ROOT / "tests" / name for name in CONTRACT]
+    found = [*FOLDER.glob("*/*"), *FOLDER.glob("*/src/*"), *tests]
+    return sorted(path for path in found if path.is_file())
