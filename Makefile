@@ -37,7 +37,7 @@ sabotage: $(INSTALLED)  ## break the code on purpose, see which claims notice, w
 simulate: $(INSTALLED)  ## measure what a simulation was not fitted on, write results/simulation.json
 	$(BIN)/chatbot-simulate
 
-# Two processes compute at once; torch's threads would otherwise wait by keeping a core busy.
+# Processes compute at once; torch's threads would otherwise wait by keeping a core busy.
 test: export OMP_WAIT_POLICY = PASSIVE
 test: $(INSTALLED)  ## everything that CI runs
 	$(BIN)/python tests/check_sync.py
