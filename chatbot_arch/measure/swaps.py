@@ -149,8 +149,6 @@ def swap_size(bench: rounds.Bench, engine: str, scale: experiments.Scale) -> exp
 # %% ../../nbs/measure/swaps.ipynb #bentoml
 UVICORN, BENTOML = "uvicorn", "BentoML"
 START_S = 120.0
-
-
 WANTED = FOLDER / "bentoml" / "requirements.txt"
 
 
