@@ -54,18 +54,18 @@ def costs_block(claims: list[dict[str, Any]], started: list[dict[str, Any]]) -> 
         table.append(f"| {name} | {size} | {when} | {3600 * cost:.3f} | {MONTH_S * cost:.0f} |")
     [claim] = [each for each in claims if each["number"] == SPEED]
     speeds = claim["values"]
-    replies = {
-        "monolith": 1000 * TOKENS / speeds["monolith"] * second("monolith", ALWAYS),
-        "backend": 1000 * TOKENS / speeds["microservices"] * second("backend", ANSWERING),
-    }
+    seconds = [1000 * TOKENS / speeds[name] for name in ("monolith", "microservices")]
+    prices = second("monolith", ALWAYS), second("backend", ANSWERING)
+    paid = [each * price for each, price in zip(seconds, prices, strict=True)]
     ready = {row["image"]: row["ready_s"] for row in started}
     told = (
-        f"List prices as found on {DATE} for Tier 1 regions, without the free part of a month. A",
-        f"thousand replies of {TOKENS} tokens, eight at a time, take 1000 × {TOKENS} /",
-        f"{speeds['monolith']:.0f} tokens/s of the monolith, ${replies['monolith']:.3f}, and",
-        f"1000 × {TOKENS} / {speeds['microservices']:.0f} tokens/s of a backend,",
-        f"${replies['backend']:.3f}. Those speeds are of the two cores here, which microservices",
-        "share with their page.",
+        f"List prices as found on {DATE} for Tier 1 regions, without the free part of a month.",
+        f"At {speeds['monolith']:.0f} and {speeds['microservices']:.0f} tokens/s, as measured here",
+        f"([claim {SPEED}](claims.md)), a thousand replies of {TOKENS} tokens, eight at a time,",
+        f"take {seconds[0] / 60:.1f} and {seconds[1] / 60:.1f} minutes: ${paid[0]:.3f} of the",
+        f"monolith, ${paid[1]:.3f} of a backend. The monolith's instance is paid without them;",
+        "to the backend's, the front end's time is added. Those speeds are of the two cores here,",
+        "which microservices share with their page.",
     )
     start = (
         f"A start here took {ready['backend']:.1f} s until the backend had its model, and",

@@ -276,7 +276,8 @@ def images_block(content: dict) -> str:
     return (
         f"{table}\n\nBuilt and started once on {content['date']} by {content['program']} on "
         f"{machine['cores']} cores of {machine['processor']}. Sizes are of unpacked layers, "
-        f"{content['base_mb']:.0f} MB of each are its base. A page is ready before its engine."
+        f"{content['base_mb']:.0f} MB of each are the base, `{content['base']}`. A page is ready "
+        "before its engine."
     )
 
 
@@ -294,6 +295,7 @@ def bench(program: Program, base: str, folder: Path, checkout: Path | None) -> N
         "date": datetime.now(UTC).date().isoformat(),
         "machine": results.describe_machine(),
         "program": program.call("--version"),
+        "base": base or BASE,
         "base_mb": size_mb(program, base or BASE),
         "rows": [asdict(row) for row in rows],
     }
