@@ -616,15 +616,16 @@ import chatbot_arch.engines.local as local
 import chatbot_arch.engines.remote as remote
 
 def collector():
-    return gc.get_threshold()[0], gc.get_freeze_count() > 0
+    return gc.get_threshold()[0], gc.get_freeze_count()
 
-before = collector()
+before, frozen = collector()  # Python 3.12 begins with some that are frozen
 answerer = {way}()
 if loading := getattr(answerer, "loading", None):
     loading.engine.result()
 during = collector()
 answerer.close()
-print(during == (10_000, True), collector() == before)
+print(during[0] == 10_000 and during[1] > frozen)
+print(collector()[0] == before and collector()[1] <= frozen)
 """
     environment = {**os.environ, "CHATBOT_ENGINE": "fake"}
     command = [sys.executable, "-c", code]
